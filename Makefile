@@ -1,0 +1,73 @@
+# Each command does the set-up it needs. `make help` lists them.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+ARGS   ?=
+
+# One set of versions for every environment that pip makes here, its isolated build environments included.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+SYSTEM_PACKAGES := g++ libev-dev python3-dev python3-venv
+PACKAGE_SOURCES := setup.py $(wildcard ext/*.pyx ext/*.pxd ext/*.hpp ext/*.cpp)
+
+.PHONY: help build serve test test-slow test-sanitize bench wheel lint clean
+.DEFAULT_GOAL := help
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@missing=; \
+	command -v g++ >/dev/null || missing=1; \
+	[ -e /usr/include/ev.h ] || [ -e /usr/include/libev/ev.h ] || missing=1; \
+	$(PYTHON) -c 'import ensurepip, venv, sysconfig, os; \
+	  os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null || missing=1; \
+	if [ -n "$$missing" ]; then \
+	  as_root=; [ "$$(id -u)" = 0 ] || as_root="sudo -n"; \
+	  echo "installing system packages: $(SYSTEM_PACKAGES)"; \
+	  { $$as_root apt-get update -qq && \
+	    $$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y $(SYSTEM_PACKAGES) >/dev/null; } || \
+	  { echo "pyserve needs a C++ compiler, libev's headers and Python's headers, and could not install them." >&2; \
+	    echo "Run this once, then make again:  sudo apt-get install $(SYSTEM_PACKAGES)" >&2; exit 1; }; \
+	fi
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "pyserve needs Python 3.10 or later")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[build,test,lint]'
+	@touch $@ $(VENV)/built
+
+$(VENV)/built: $(VENV)/installed $(PACKAGE_SOURCES)
+	$(BIN)/python setup.py --quiet build_ext --inplace --parallel 2
+	@touch $@
+
+build: $(VENV)/built ## build the package into .venv
+
+serve: build ## serve on 127.0.0.1:9000; more options in ARGS
+	$(BIN)/pyserve serve $(ARGS)
+
+test: build ## run the tests
+	$(BIN)/pytest -m 'not slow' $(ARGS)
+
+test-slow: build ## run the tests that build wheels or run for minutes
+	$(BIN)/pytest -m slow $(ARGS)
+
+bench: build ## run the microbenchmarks
+	$(BIN)/pytest benchmarks --benchmark-enable --benchmark-only $(ARGS)
+
+wheel: build ## put a wheel and an sdist into dist/
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/auditwheel repair --wheel-dir dist dist/*-linux_*.whl
+	rm dist/*-linux_*.whl
+
+lint: build ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/cython-lint ext
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest --concise pyserve
+
+clean: ## remove what the other commands made
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache pyserve/*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
