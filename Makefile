@@ -10,7 +10,7 @@ export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 SYSTEM_PACKAGES := g++ libev-dev python3-dev python3-venv
-PACKAGE_SOURCES := setup.py $(wildcard ext/*.pyx ext/*.pxd ext/*.hpp ext/*.cpp)
+PACKAGE_SOURCES := setup.py $(wildcard ext/*.pyx pyserve/*.pxd ext/*.hpp ext/*.cpp)
 
 .PHONY: help build serve test test-slow test-sanitize bench wheel lint clean
 .DEFAULT_GOAL := help
@@ -64,9 +64,9 @@ wheel: build ## put a wheel and an sdist into dist/
 lint: build ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/cython-lint ext
+	PATH="$(BIN):$$PATH" $(BIN)/cython-lint ext pyserve/*.pxd
 	$(BIN)/mypy
-	$(BIN)/python -m mypy.stubtest --concise pyserve
+	$(BIN)/stubtest --concise --mypy-config-file pyproject.toml pyserve
 
 clean: ## remove what the other commands made
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache pyserve/*.so

@@ -28,7 +28,7 @@ def extension(name: str, *sources: str) -> Extension:
     return Extension(
         f"pyserve.{name}",
         [f"ext/{name}.pyx", *sources],
-        depends=glob("ext/*.pxd") + glob("ext/*.hpp"),
+        depends=glob("pyserve/*.pxd") + glob("ext/*.hpp"),
         include_dirs=["ext"],
         language="c++" if cplusplus else "c",
         extra_compile_args=COMPILE_ARGS + (["-std=c++17"] if cplusplus else []),
@@ -43,7 +43,6 @@ setup(
             extension("_inference"),
             extension("_resource"),
         ],
-        include_path=["ext"],
         build_dir="build/cython",
         compiler_directives={"language_level": 3, "embedsignature": False, "linetrace": DEBUG},
     ),

@@ -1,1 +1,141 @@
-"""To come."""
+"""The two doors to ``POST /inferreview``: a Falcon resource, and a WSGI entry that answers the plain case first.
+
+Both call the same functions of ``_inference`` and give the same bytes. The entry takes a form that is well-formed and
+within the limits; every other request is Falcon's, and so is every error.
+"""
+
+from io import BytesIO
+
+import falcon
+
+from cpython.bytes cimport PyBytes_GET_SIZE
+from cpython.dict cimport PyDict_GetItem
+from cpython.object cimport PyObject
+
+from pyserve._inference cimport Classifier
+
+ROUTE = "/inferreview"
+
+cdef str HOT_PATH = ROUTE
+cdef str POST = "POST"
+cdef str FORM = "application/x-www-form-urlencoded"
+cdef str STATUS_OK = "200 OK"
+
+cdef enum:
+    CACHED_LENGTHS = 1024
+
+# The headers as Falcon spells and orders them.
+cdef tuple CONTENT_TYPE = ("content-type", "application/json")
+cdef list CONTENT_LENGTHS = [("content-length", str(length)) for length in range(CACHED_LENGTHS)]
+
+
+cdef inline object lookup(dict environ, str key):
+    """Return the value of a key, or None."""
+    # SAFETY: the borrowed reference becomes an owned one at once.
+    cdef PyObject* value = PyDict_GetItem(environ, key)
+    return None if value == NULL else <object>value
+
+
+cdef bytes read_body(object req, Py_ssize_t max_body):
+    """Read the whole body of a Falcon request, or raise the HTTP error that it deserves."""
+    cdef bytes body
+    length = req.content_length
+    if length is None:
+        # Chunked: only a server that ends the stream by itself can hand it on.
+        if not req.env.get("wsgi.input_terminated"):
+            return b""
+        body = req.stream.read(max_body + 1)
+    elif length > max_body:
+        raise too_large(max_body)
+    else:
+        body = req.bounded_stream.read()
+        if PyBytes_GET_SIZE(body) != length:
+            raise falcon.HTTPBadRequest(description="the body is not as long as Content-Length says")
+    if PyBytes_GET_SIZE(body) > max_body:
+        raise too_large(max_body)
+    return body
+
+
+cdef object too_large(Py_ssize_t max_body):
+    return falcon.HTTPContentTooLarge(description=f"the body must be at most {max_body} bytes long")
+
+
+class InferReview:
+    """The Falcon resource of the route."""
+
+    def __init__(self, Classifier classifier not None, Py_ssize_t max_body, Py_ssize_t max_texts):
+        self._classifier = classifier
+        self._max_body = max_body
+        self._max_texts = max_texts
+
+    def on_post(self, req, resp):
+        """Answer the texts of a form, a JSON document or a plain body."""
+        body = read_body(req, self._max_body)
+        query = req.query_string.encode("latin-1")
+        try:
+            resp.data = self._classifier.answer(body, req.content_type, query=query, max_texts=self._max_texts)
+        except ValueError as error:
+            raise falcon.HTTPBadRequest(description=str(error)) from None
+        except LookupError as error:
+            raise falcon.HTTPUnsupportedMediaType(description=str(error)) from None
+
+
+cdef class Entry:
+    """The WSGI application."""
+
+    cdef readonly object falcon_app
+    cdef Classifier _classifier
+    cdef Py_ssize_t _max_body
+    cdef Py_ssize_t _max_texts
+
+    def __init__(self, Classifier classifier not None, falcon_app, Py_ssize_t max_body, Py_ssize_t max_texts):
+        self.falcon_app = falcon_app
+        self._classifier = classifier
+        self._max_body = max_body
+        self._max_texts = max_texts
+
+    def __call__(self, environ, start_response):
+        return self.handle(environ, start_response)
+
+    def handle(self, dict environ not None, start_response):
+        """Answer a request; the same as calling the object, without the cost of its ``tp_call``."""
+        cdef bytes reply = self._answer(environ)
+        cdef Py_ssize_t size
+        if reply is None:
+            return self.falcon_app(environ, start_response)
+        size = PyBytes_GET_SIZE(reply)
+        start_response(
+            STATUS_OK,
+            [CONTENT_LENGTHS[size] if size < CACHED_LENGTHS else ("content-length", str(size)), CONTENT_TYPE],
+        )
+        return [reply]
+
+    cdef bytes _answer(self, dict environ):
+        """Return the reply, or None where the request is Falcon's; its body can then still be read."""
+        cdef object media_type = lookup(environ, "CONTENT_TYPE")
+        cdef object stream = lookup(environ, "wsgi.input")
+        cdef object query
+        cdef bytes body
+        cdef Py_ssize_t size
+        if (
+            lookup(environ, "REQUEST_METHOD") != POST
+            or lookup(environ, "PATH_INFO") != HOT_PATH
+            or not (media_type is None or media_type == FORM)
+            or type(stream) is not BytesIO
+        ):
+            return None
+        body = stream.read()
+        size = PyBytes_GET_SIZE(body)
+        if size <= self._max_body and is_length(lookup(environ, "CONTENT_LENGTH"), size):
+            query = lookup(environ, "QUERY_STRING")
+            try:
+                return self._classifier.answer_form(body, query.encode("latin-1") if query else b"", self._max_texts)
+            except Exception:  # whatever it is, Falcon's door meets it again and answers it
+                pass
+        environ["wsgi.input"] = BytesIO(body)
+        return None
+
+
+cdef inline bint is_length(object header, Py_ssize_t size) except -1:
+    """Tell whether a Content-Length header is there and says just this size."""
+    return header is not None and header.isdigit() and int(header) == size
