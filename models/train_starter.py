@@ -176,11 +176,11 @@ class Writer:
         self._clauses = {star: Weighted(shares) for star, shares in CLAUSES_OF_STAR.items()}
         self._counts = Weighted({str(count): share for count, share in CLAUSE_COUNTS.items()})
         self._typing = Weighted(TYPING)
-        said = {word for name in ("thing", "part", "person", "unsuitable") for word in phrases[name]}
+        left_out = {word for name in ("thing", "part", "person", "unsuitable") for word in phrases[name]}
         words = {
             word: valence
             for word, valence in lexicon.items()
-            if re.fullmatch(r"[a-z][a-z'-]{1,14}", word) and word not in said and word not in UNSUITABLE
+            if re.fullmatch(r"[a-z][a-z'-]{1,14}", word) and word not in left_out
         }
         self._words = [Weighted({word: spread(valence)[star - 1] for word, valence in words.items()}) for star in STARS]
         faces = {
