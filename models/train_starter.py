@@ -337,7 +337,7 @@ def write_text(path: Path) -> None:
 
 def train(text: Path, output: Path) -> None:
     """Train on the text and write the quantized model."""
-    import fasttext_pybind as binding  # noqa: PLC0415 - the text can be written without it
+    import fasttext_pybind as binding
 
     arguments = binding.args()
     arguments.input = str(text)
