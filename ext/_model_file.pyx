@@ -1,12 +1,9 @@
-# distutils: language = c++
 """Check a fastText model file and say what it holds, without loading it. The format is described in model_file.hpp."""
 
 import os
 
-from libc.stdint cimport uint64_t
+cimport cython
 from libcpp.memory cimport unique_ptr
-
-from model_file cimport FAILURE_FORMAT, FAILURE_SYSTEM, ModelFile, OpenFailure, OpenModel, open_model
 
 LOSS_NAMES = {1: "hs", 2: "ns", 3: "softmax", 4: "ova"}
 
@@ -22,15 +19,16 @@ class FormatError(ValueError):
         return type(self), (self.args[0], self.offset)
 
 
-def _raise_failure(int kind, int code, uint64_t offset, bytes reason, path):
-    """Raise what open_model() reported (an OpenFailure, field by field) as a Python exception."""
-    if kind == FAILURE_FORMAT:
-        raise FormatError(reason.decode("ascii"), offset)
-    if kind == FAILURE_SYSTEM:
-        raise OSError(code, os.strerror(code), path)
+cdef int raise_failure(const OpenFailure* failure, object path) except -1:
+    """Raise what open_model() reported as a Python exception."""
+    if failure.kind == FAILURE_FORMAT:
+        raise FormatError(failure.reason.decode("ascii"), failure.offset)
+    if failure.kind == FAILURE_SYSTEM:
+        raise OSError(failure.code, os.strerror(failure.code), path)
     raise MemoryError
 
 
+@cython.final
 cdef class ModelInfo:
     """What a model file says about itself; made by inspect() only."""
 
@@ -108,5 +106,5 @@ def inspect(path):
     with nogil:
         opened = open_model(name, &failure)
     if opened.get() == NULL:
-        _raise_failure(failure.kind, failure.code, failure.offset, failure.reason, path)
+        raise_failure(&failure, path)
     return describe(&opened.get().model)

@@ -1,8 +1,8 @@
 """Ask the binding about damaged copies of a model, each in a process of its own that may crash or hang.
 
-Reads a JSON object from standard input: "model" (path), "patches" (lists of [offset, byte value]), "texts", "seconds" (limit
-for each). Writes one JSON value per patch to standard output: a list of answers, or a text that says how the process
-ended.
+Reads a JSON object from standard input: "model" (path), "patches" (lists of [offset, byte value]), "texts", "seconds"
+(limit for each). Writes one JSON value per patch to standard output: a list of answers, or a text that says how the
+process ended.
 """
 
 import json

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import fasttext_pybind
 import pytest
-from trained_models import Recipe, train
 
 from pyserve._model_file import FormatError, ModelInfo, inspect
+from tests.trained_models import Recipe, train
 
 NGRAMS = {"wordNgrams": 2, "bucket": 300, "minn": 2, "maxn": 3}
 QUANTIZED = {"cutoff": 400, "qnorm": True}
@@ -42,11 +42,6 @@ def format_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(params=RECIPES)
 def format_model(request: pytest.FixtureRequest, format_models: dict[str, Path]) -> Path:
     return format_models[request.param]
-
-
-def find_real_model() -> Path | None:
-    candidates = [os.environ.get("PYSERVE_TEST_MODEL"), "models/amazon_review_full.ftz"]
-    return next((Path(path) for path in candidates if path and Path(path).is_file()), None)
 
 
 def header_fields(content: bytes) -> dict[str, tuple[int, int]]:
@@ -178,11 +173,8 @@ def test_every_truncation_is_rejected(format_model: Path, tmp_path: Path) -> Non
         assert str(caught.value).startswith(f"byte {caught.value.offset}: ")
 
 
-def test_truncations_of_the_real_model_are_rejected(tmp_path: Path) -> None:
-    real = find_real_model()
-    if real is None:
-        pytest.skip("no real model: set PYSERVE_TEST_MODEL or put it into models/")
-    content = real.read_bytes()
+def test_truncations_of_the_real_model_are_rejected(real_model: Path, tmp_path: Path) -> None:
+    content = real_model.read_bytes()
     fields = header_fields(content)
     ends = {length for offset, size in fields.values() for length in range(offset, offset + size + 1)}
     sample = ends | set(random.Random(1).sample(range(len(content)), 500)) | {len(content) - 1}

@@ -1,4 +1,4 @@
-"""What model_file.hpp gives to the extension modules."""
+# The reader in ext/model_file.hpp, for the extension modules that take models from it.
 
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from libcpp cimport bool
@@ -14,7 +14,7 @@ cdef extern from "<string_view>" namespace "std" nogil:
 
 
 cdef extern from "model_file.hpp" namespace "pyserve" nogil:
-    cdef enum LossName "pyserve::LossName":
+    cdef cppclass LossName:
         pass
 
     cdef cppclass ModelArgs:
@@ -62,3 +62,6 @@ cdef extern from "model_file.hpp" namespace "pyserve" nogil:
         string reason
 
     unique_ptr[OpenModel] open_model(const char* path, OpenFailure* failure) noexcept
+
+
+cdef int raise_failure(const OpenFailure* failure, object path) except -1
