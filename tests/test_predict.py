@@ -143,7 +143,7 @@ def test_label_format(star_model: Path) -> None:
 
 @pytest.mark.parametrize("label_format", ["", "star", "{} {}", "{0}", "{name}"])
 def test_label_format_wrong(star_model: Path, label_format: str) -> None:
-    with pytest.raises(ValueError, match="must hold {} once"):
+    with pytest.raises(ValueError, match=r"must hold \{\} once"):
         load_model(star_model, label_format=label_format)
 
 
