@@ -42,6 +42,7 @@ setup(
         [
             extension("_inference"),
             extension("_resource"),
+            extension("_model_file", "ext/model_file.cpp"),
         ],
         build_dir="build/cython",
         compiler_directives={"language_level": 3, "embedsignature": False, "linetrace": DEBUG},
