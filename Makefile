@@ -61,10 +61,21 @@ wheel: build ## put a wheel and an sdist into dist/
 	$(BIN)/auditwheel repair --wheel-dir dist dist/*-linux_*.whl
 	rm dist/*-linux_*.whl
 
+# The extensions once more, with AddressSanitizer and UndefinedBehaviorSanitizer, and the tests that exercise them.
+SANITIZED := build/sanitized
+test-sanitize: export PYSERVE_SANITIZE := 1
+test-sanitize: $(VENV)/installed ## run the tests under ASan and UBSan
+	$(BIN)/python setup.py --quiet build --build-lib $(SANITIZED) --build-temp build/sanitized-objects
+	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	PYTHONPATH="$(CURDIR)/$(SANITIZED)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
+	$(BIN)/pytest -o pythonpath="$(SANITIZED) ." -p no:cacheprovider -m 'not slow' $(ARGS)
+
+wheel lint: export PATH := $(CURDIR)/$(BIN):$(PATH)
+
 lint: build ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	PATH="$(BIN):$$PATH" $(BIN)/cython-lint ext pyserve/*.pxd
+	$(BIN)/cython-lint ext pyserve/*.pxd
 	$(BIN)/mypy
 	$(BIN)/stubtest --concise --mypy-config-file pyproject.toml pyserve
 

@@ -362,8 +362,8 @@ cdef Py_ssize_t write_digits(char* target, uint64_t number) noexcept nogil:
 cdef Py_ssize_t write_number(char* target, float number) noexcept nogil:
     """Write a finite number smaller than LARGE as JSON: at most 10 decimals, no trailing zeros. Return the size.
 
-    The digits are those of C's ``%.10f``: a float32 has 24 significant bits and 10**10 = 2**10 * 9765625 has 24, so that
-    their product is exact in a double; ``rint`` then rounds half to even, as printf does.
+    The digits are those of C's ``%.10f``. A float32 has 24 significant bits, 10**10 = 2**10 * 9765625 has 24 too, and
+    so their product is exact in a double; ``rint`` then rounds half to even, as printf does.
     """
     # SAFETY: target holds NUMBER_BYTES: a sign, 9 digits, a point and 10 digits at most.
     cdef double scaled = rint(fabs(<double>number) * 1e10)

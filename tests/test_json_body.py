@@ -80,5 +80,5 @@ def test_parse_json_garbage(body: bytes) -> None:
     except ValueError:
         document = None
     if not isinstance(document, dict):
-        with pytest.raises(ValueError, match="the (JSON )?body"):
+        with pytest.raises(ValueError, match=r"the (JSON )?body"):
             parse_json(body)

@@ -87,9 +87,14 @@ def test_format_reply_longer_than_the_stack() -> None:
 def test_format_reply_like_json(pairs: list[tuple[str, float]]) -> None:
     reply = format_reply(pairs)
     numbers = {label: json.loads(expected_number(number)) for label, number in pairs}
-    assert reply == b"{" + b",".join(
-        json.dumps(label, ensure_ascii=False).encode() + b":" + expected_number(number) for label, number in pairs
-    ) + b"}"
+    assert (
+        reply
+        == b"{"
+        + b",".join(
+            json.dumps(label, ensure_ascii=False).encode() + b":" + expected_number(number) for label, number in pairs
+        )
+        + b"}"
+    )
     assert json.loads(reply) == numbers
     assert list(json.loads(reply)) == [label for label, _ in pairs]
 

@@ -1,0 +1,70 @@
+"""A real ``pyserve serve`` in a process of its own."""
+
+import http.client
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
+
+from tests.support import FORM, ROUTE, deadline
+
+PYSERVE = [str(Path(sys.executable).with_name("pyserve"))]
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment without what would change a command's options."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYSERVE_")}
+
+
+@dataclass
+class Server:
+    """A running server: where it listens, its process, and what it has written."""
+
+    process: subprocess.Popen[bytes]
+    log: object
+    port: int = 0
+
+    def read_log(self) -> str:
+        self.log.seek(0)  # type: ignore[attr-defined]
+        text: str = self.log.read().decode()  # type: ignore[attr-defined]
+        return text
+
+    def request(self, body: bytes, method: str = "POST", path: str = ROUTE, **headers: str) -> tuple[int, bytes]:
+        """Send a request on a connection of its own."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request(method, path, body, {"Content-Type": FORM, **headers})
+            reply = connection.getresponse()
+            return reply.status, reply.read()
+        finally:
+            connection.close()
+
+    def stop(self, signum: int = signal.SIGTERM, seconds: float = 10) -> int:
+        """Send a signal and wait for the end. Return the exit status."""
+        self.process.send_signal(signum)
+        return self.process.wait(seconds)
+
+
+@contextmanager
+def serve(model: Path, *options: str, ready: str = r"serving .* on http://127\.0\.0\.1:(\d+)") -> Iterator[Server]:
+    """Start a server on a free port, wait until it says that it serves, and kill it at the end."""
+    command = [*PYSERVE, "serve", "--model", str(model), "--port", "0", *options]
+    with TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=clean_environment())
+        server = Server(process, log)
+        try:
+            with deadline(30, "the start") as tick:
+                while not (match := re.search(ready, server.read_log())):
+                    assert process.poll() is None, server.read_log()
+                    tick()
+            server.port = int(match[1]) if match.groups() else 0
+            yield server
+        finally:
+            process.kill()
+            process.wait()

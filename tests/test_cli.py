@@ -1,0 +1,144 @@
+"""The command line: what it prints, and how it fails."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import fasttext_pybind
+import pytest
+
+import pyserve
+from pyserve import Classifier
+from pyserve._inference import format_reply
+from tests.server import PYSERVE, clean_environment
+from tests.support import train
+
+
+def run(*arguments: str, stdin: bytes = b"", **environment: str) -> tuple[int, str, str]:
+    """Run a command. Return its exit status and what it printed on both streams."""
+    variables = clean_environment() | environment
+    done = subprocess.run(
+        [*PYSERVE, *arguments], check=False, input=stdin, capture_output=True, env=variables, timeout=60
+    )
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+def test_version() -> None:
+    status, out, _ = run("--version")
+    assert (status, out) == (0, f"pyserve, version {pyserve.__version__}\n")
+
+
+@pytest.mark.parametrize("command", [[], ["serve"], ["predict"]])
+def test_help_names_every_option_and_its_variable(command: list[str]) -> None:
+    status, out, _ = run(*command, "--help")
+    assert status == 0
+    options = [word.rstrip(",") for line in out.splitlines() for word in line.split()[:2] if word.startswith("--")]
+    out = "".join(out.split())
+    for option in set(options) - {"--help", "--version"}:
+        assert f"PYSERVE_{option[2:].upper().replace('-', '_')}" in out, option
+
+
+def test_predict(classifier: Classifier, star_model: Path) -> None:
+    status, out, err = run("predict", "--model", str(star_model), "great love", "awful")
+    expected = b"".join(format_reply(classifier.predict(text)) + b"\n" for text in ("great love", "awful"))
+    assert (status, out, err) == (0, expected.decode(), "")
+
+
+def test_predict_standard_input(classifier: Classifier, star_model: Path) -> None:
+    texts = [b"great", b"", b"caf\xc3\xa9 \xff", b"</s> awful"]
+    status, out, _ = run("predict", "--model", str(star_model), "-k", "2", "-", stdin=b"\n".join(texts))
+    assert status == 0
+    assert out.encode() == b"".join(format_reply(classifier.predict(text, k=2)) + b"\n" for text in texts)
+
+
+def test_predict_options_by_environment(classifier: Classifier, star_model: Path) -> None:
+    status, out, _ = run(
+        *("predict", "great"),
+        PYSERVE_MODEL=str(star_model),
+        PYSERVE_K="5",
+        PYSERVE_THRESHOLD="0.1",
+        PYSERVE_LABEL_FORMAT="<{}>",
+    )
+    pairs = [(f"<{label.removesuffix(' star')}>", value) for label, value in classifier.predict("great", 5, 0.1)]
+    assert (status, out.encode()) == (0, format_reply(pairs) + b"\n")
+
+
+@pytest.fixture
+def word_vectors(tmp_path: Path) -> Path:
+    return train(
+        tmp_path / "vectors.bin",
+        {"a": "b c d", "e": "f g h"},
+        model=fasttext_pybind.model_name.cbow,
+        loss=fasttext_pybind.loss_name.ns,
+    )
+
+
+@pytest.mark.parametrize("command", [["serve", "--port", "0"], ["predict", "great"]])
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [("missing.ftz", "there is no model"), ("text.txt", "not a fastText model"), ("vectors.bin", "not a supervised")],
+)
+def test_model_cannot_be_served(word_vectors: Path, command: list[str], model: str, message: str) -> None:
+    status, out, err = run(*command, "--model", str(word_vectors.parent / model).replace("text.txt", "vectors.txt"))
+    assert (status, out) == (2, "")
+    assert err.startswith("Error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["serve", "--port", "70000"], "70000 is not in the range"),
+        (["serve", "--max-body", "0"], "0 is not in the range"),
+        (["serve", "--max-texts", "many"], "'many' is not a valid integer"),
+        (["predict", "--threshold", "2", "a"], "2.0 is not in the range"),
+        (["predict"], "Missing argument"),
+        (["predict", "-k", "6", "a"], "from 1 to 5"),
+        (["predict", "--label-format", "star", "a"], "must hold {} once"),
+        (["serve", "--nonsense"], "No such option"),
+        (["nonsense"], "No such command"),
+    ],
+)
+def test_wrong_usage(star_model: Path, arguments: list[str], message: str) -> None:
+    status, out, err = run(*arguments, PYSERVE_MODEL=str(star_model))
+    assert (status, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_serve_port_in_use(star_model: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        status, out, err = run("serve", "--model", str(star_model), "--port", str(other.getsockname()[1]))
+    assert (status, out) == (2, "")
+    assert "cannot listen on 127.0.0.1" in err
+    assert "in use" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no such host"])
+def test_serve_wrong_host(star_model: Path, host: str) -> None:
+    status, _, err = run("serve", "--model", str(star_model), "--host", host, "--port", "0")
+    assert status == 2
+    assert err.startswith(f"Error: cannot listen on {host}")
+    assert err.count("\n") == 1
+
+
+def test_serve_unix_socket_impossible(star_model: Path, tmp_path: Path) -> None:
+    status, _, err = run("serve", "--model", str(star_model), "--unix-socket", str(tmp_path / "no" / "socket"))
+    assert status == 2
+    assert err.startswith("Error: cannot listen on the Unix socket")
+    assert err.count("\n") == 1
+
+
+def test_serving_imports_no_numpy(star_model: Path) -> None:
+    script = f"""
+import sys
+import pyserve.cli, pyserve.server, _bjoern
+app = pyserve.create_app(pyserve.load_model({str(star_model)!r}))
+print(sorted({{"numpy", "fasttext", "requests", "pooch"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, env=dict(os.environ))
+    assert done.stdout == b"[]\n"
