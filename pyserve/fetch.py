@@ -9,7 +9,8 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -25,7 +26,8 @@ from pyserve.sidecar import read_sidecar, sidecar_path
 UPSTREAM = "https://dl.fbaipublicfiles.com/fasttext/supervised-models"
 LICENCE = "CC-BY-SA-3.0"
 STAGING_PREFIX = ".fetch-"
-CHUNK_BYTES = 16 * 1024
+CHUNK_BYTES = 4096  # written and counted at once: what is slower than one in the time-out counts as silent
+POLL_SECONDS = 0.05
 
 
 class FetchError(OSError):
@@ -134,7 +136,7 @@ def fetch_model(
     directory.mkdir(parents=True, exist_ok=True)
     with open_staging(directory) as staging:
         staged = staging / published.file
-        run_with_limit(lambda: download(url, staged, timeout), max_time)
+        download_within(url, staged, timeout, max_time)
         check_file(staged, target, expected)
         with staged.open("rb") as file:
             os.fsync(file.fileno())
@@ -161,6 +163,41 @@ def check_file(path: Path, target: Path, expected: str | None) -> None:
         raise ModelError(str(error)) from None
 
 
+def download_within(url: str, path: Path, timeout: float, max_time: float | None) -> None:
+    """Download one file, within limits that hold even while the name of a host is looked up.
+
+    Raises:
+        FetchError: it could not be downloaded, or not in time. In that case the attempt goes on, unheeded, until the
+            process ends or it fails for want of its directory.
+    """
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            download(url, path, timeout)
+        except BaseException as error:  # raised below, in the caller's thread
+            errors.append(error)
+
+    host = urlsplit(url).hostname
+    thread = threading.Thread(target=run, daemon=True)
+    started = heard = time.monotonic()
+    arrived = 0
+    thread.start()
+    while thread.is_alive():
+        thread.join(POLL_SECONDS)
+        now = time.monotonic()
+        size = sum(entry.stat().st_size for entry in os.scandir(path.parent))
+        if size != arrived:
+            arrived, heard = size, now
+        if max_time is not None and now - started > max_time:
+            raise FetchError(f"cannot fetch {path.name}: it did not arrive within {max_time:g} s")
+        # The connection has the same limit; this one also covers several addresses of a host, each tried in turn.
+        if now - heard > timeout + 2 * POLL_SECONDS:
+            raise FetchError(f"cannot fetch {path.name}: {host} sent nothing for {timeout:g} s")
+    if errors:
+        raise errors[0]
+
+
 def download(url: str, path: Path, timeout: float) -> None:
     """Download one file.
 
@@ -171,11 +208,11 @@ def download(url: str, path: Path, timeout: float) -> None:
     # Where standard error is no terminal, the bar is not drawn.
     bar = tqdm(desc=path.name, total=1, unit="B", unit_scale=True, ncols=79, disable=None, leave=False)
     downloader = pooch.HTTPDownloader(progressbar=bar, chunk_size=CHUNK_BYTES, timeout=timeout)
-    host = urlsplit(url).hostname
     try:
         pooch.retrieve(url, known_hash=None, fname=path.name, path=path.parent, downloader=downloader)
     except requests.RequestException as error:
-        raise FetchError(f"cannot fetch {path.name}: {explain(error, host, timeout)}") from None
+        reason = explain(error, urlsplit(url).hostname, timeout)
+        raise FetchError(f"cannot fetch {path.name}: {reason}") from None
     finally:
         bar.close()
 
@@ -195,29 +232,6 @@ def explain(error: requests.RequestException, host: str | None, timeout: float) 
     if isinstance(error, requests.ConnectionError):
         return f"{host} cannot be reached, is there a network?"
     return f"{host} answered what is no answer ({type(error).__name__})"
-
-
-def run_with_limit(action: Callable[[], None], limit: float | None) -> None:
-    """Run something for a limited time, which holds even while the name of a host is looked up.
-
-    Raises:
-        FetchError: the time is over. What was begun goes on, unheeded, until the process ends.
-    """
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            action()
-        except BaseException as error:  # raised below, in the caller's thread
-            errors.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(limit)
-    if thread.is_alive():
-        raise FetchError(f"cannot fetch the model: it did not arrive within {limit:g} s")
-    if errors:
-        raise errors[0]
 
 
 @contextlib.contextmanager
