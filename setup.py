@@ -44,7 +44,7 @@ setup(
             extension("_resource"),
             extension("_model_file", "ext/model_file.cpp"),
         ],
-        build_dir="build/cython",
-        compiler_directives={"language_level": 3, "embedsignature": False, "linetrace": DEBUG},
+        build_dir="build/cython-debug" if DEBUG else "build/cython",
+        compiler_directives={"language_level": 3, "autotestdict": False, "auto_pickle": False, "linetrace": DEBUG},
     ),
 )

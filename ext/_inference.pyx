@@ -526,6 +526,7 @@ cdef MediaKind kind_of_media(str content_type) except *:
     raise LookupError("the media type must be application/x-www-form-urlencoded, application/json or text/plain")
 
 
+@cython.final
 cdef class Classifier:
     def __init__(self, predict, labels, *, label_format=None, label_prefix=LABEL_PREFIX):
         cdef str label, name

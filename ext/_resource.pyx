@@ -8,6 +8,7 @@ from io import BytesIO
 
 import falcon
 
+cimport cython
 from cpython.bytes cimport PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_GetItem
 from cpython.object cimport PyObject
@@ -80,6 +81,7 @@ class InferReview:
             raise falcon.HTTPUnsupportedMediaType(description=str(error)) from None
 
 
+@cython.final
 cdef class Entry:
     """The WSGI application."""
 

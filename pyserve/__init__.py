@@ -11,10 +11,10 @@ __version__ = "0.1.0"
 
 try:
     from pyserve._inference import Classifier
-except ModuleNotFoundError as error:
+except ModuleNotFoundError:
     raise ImportError(
         "pyserve's compiled modules are missing: in a checkout, run `make build`; elsewhere, install pyserve again"
-    ) from error
+    ) from None
 
 from pyserve.app import create_app
 from pyserve.model import ModelError, describe_model, load_model

@@ -1,12 +1,14 @@
 """Turn a request body into texts, texts into predictions, and predictions into JSON."""
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import final
 
 LABEL_PREFIX: str
 
 class EngineError(RuntimeError):
     """The engine failed on a text. The message is the engine's own and never holds the text."""
 
+@final
 class Classifier:
     """A supervised model together with how its labels are shown.
 

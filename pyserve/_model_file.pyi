@@ -2,6 +2,7 @@ from os import PathLike
 from typing import Final, final
 
 LOSS_NAMES: Final[dict[int, str]]
+__pyx_capi__: Final[dict[str, object]]
 
 class FormatError(ValueError):
     """A file that is no intact supervised fastText model.

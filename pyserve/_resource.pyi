@@ -1,7 +1,7 @@
 """The two doors to ``POST /inferreview``: a Falcon resource, and a WSGI entry that answers the plain case first."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, final
 
 import falcon
 
@@ -16,6 +16,7 @@ class InferReview:
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answer the texts of a form, a JSON document or a plain body."""
 
+@final
 class Entry:
     """The WSGI application (PEP 3333).
 
