@@ -103,7 +103,7 @@ CLAUSES_OF_STAR: dict[int, dict[str, float]] = {
 }
 CLAUSE_COUNTS = {1: 30, 2: 30, 3: 20, 4: 12, 5: 8}
 # Shares of ways of typing: most people type sentences, some do not, and many programs normalise.
-TYPING = {"sentences": 46, "lower": 22, "bare": 8, "capitals": 4, "normalised": 20}
+TYPING = {"sentences": 44, "lower": 20, "bare": 8, "capitals": 8, "normalised": 20}
 # Shares of lines: whole reviews; one word typed in some way; no opinion at all; nothing but unknown words.
 LINE_KINDS = {"review": 84, "word": 10, "plain": 3, "unknown": 3}
 STARS_WITHOUT_OPINION = (0.14, 0.18, 0.36, 0.18, 0.14)

@@ -85,7 +85,7 @@ def inspect_model(path: Path) -> ModelInfo:
     try:
         return inspect(path)
     except FormatError as error:
-        raise ModelError(f"{path.name} is not an intact supervised fastText model: {error}") from None
+        raise ModelError(f"{path.name} cannot be served: {error}") from None
     except FileNotFoundError:
         raise NoModelError(f"there is no model file {path.name}") from None
     except OSError as error:

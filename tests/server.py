@@ -22,6 +22,15 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("PYSERVE_")}
 
 
+def run(*arguments: str, stdin: bytes = b"", **environment: str) -> tuple[int, str, str]:
+    """Run a command. Return its exit status and what it printed on both streams."""
+    variables = clean_environment() | environment
+    done = subprocess.run(
+        [*PYSERVE, *arguments], check=False, input=stdin, capture_output=True, env=variables, timeout=60
+    )
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
 @dataclass
 class Server:
     """A running server: where it listens, its process, and what it has written."""

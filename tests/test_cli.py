@@ -12,17 +12,8 @@ import pytest
 import pyserve
 from pyserve import Classifier
 from pyserve._inference import format_reply
-from tests.server import PYSERVE, clean_environment
+from tests.server import run
 from tests.support import train
-
-
-def run(*arguments: str, stdin: bytes = b"", **environment: str) -> tuple[int, str, str]:
-    """Run a command. Return its exit status and what it printed on both streams."""
-    variables = clean_environment() | environment
-    done = subprocess.run(
-        [*PYSERVE, *arguments], check=False, input=stdin, capture_output=True, env=variables, timeout=60
-    )
-    return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
 def test_version() -> None:
@@ -78,7 +69,7 @@ def word_vectors(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("command", [["serve", "--port", "0"], ["predict", "great"]])
 @pytest.mark.parametrize(
     ("model", "message"),
-    [("missing.ftz", "there is no model"), ("text.txt", "not a fastText model"), ("vectors.bin", "not a supervised")],
+    [("missing.ftz", "there is no model"), ("text.txt", "no fastText model"), ("vectors.bin", "only 3 (supervised)")],
 )
 def test_model_cannot_be_served(word_vectors: Path, command: list[str], model: str, message: str) -> None:
     status, out, err = run(*command, "--model", str(word_vectors.parent / model).replace("text.txt", "vectors.txt"))
