@@ -34,7 +34,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	fi
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "pyserve needs Python 3.10 or later")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[build,test,lint]'
+	$(BIN)/pip install --quiet --editable '.[build,test,train,lint]'
 	@touch $@ $(VENV)/built
 
 $(VENV)/built: $(VENV)/installed $(PACKAGE_SOURCES)
@@ -43,7 +43,14 @@ $(VENV)/built: $(VENV)/installed $(PACKAGE_SOURCES)
 
 build: $(VENV)/built ## build the package into .venv
 
+# Where nobody names a model, the real one is fetched first. A failed attempt is not repeated for 12 hours: the starter
+# model serves then, and says so.
+FETCH_FAILED := $(VENV)/fetch-failed
 serve: build ## serve on 127.0.0.1:9000; more options in ARGS
+	@if [ -z "$(findstring --model,$(ARGS))$$PYSERVE_MODEL" ] && [ ! -e models/amazon_review_full.ftz ] && \
+	  [ -z "$$(find $(FETCH_FAILED) -mmin -720 2>/dev/null)" ]; then \
+	  $(BIN)/pyserve fetch amazon_review_full --timeout 3 --max-time 30 || touch $(FETCH_FAILED); \
+	fi
 	$(BIN)/pyserve serve $(ARGS)
 
 test: build ## run the tests

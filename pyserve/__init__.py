@@ -17,6 +17,6 @@ except ModuleNotFoundError:
     ) from None
 
 from pyserve.app import create_app
-from pyserve.model import ModelError, load_model
+from pyserve.model import ModelError, describe_model, load_model
 
-__all__ = ["Classifier", "ModelError", "create_app", "load_model"]
+__all__ = ["Classifier", "ModelError", "create_app", "describe_model", "load_model"]

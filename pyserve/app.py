@@ -3,12 +3,15 @@
 import json
 import logging
 import traceback
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import falcon
 
 from pyserve._inference import Classifier, EngineError
 from pyserve._resource import ROUTE, Entry, InferReview
+from pyserve.model_resource import ROUTE as MODEL_ROUTE
+from pyserve.model_resource import ModelResource
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -20,7 +23,11 @@ DEFAULT_MAX_TEXTS = 1000
 
 
 def create_app(
-    classifier: Classifier, *, max_body: int = DEFAULT_MAX_BODY, max_texts: int = DEFAULT_MAX_TEXTS
+    classifier: Classifier,
+    *,
+    max_body: int = DEFAULT_MAX_BODY,
+    max_texts: int = DEFAULT_MAX_TEXTS,
+    description: Mapping[str, object] | None = None,
 ) -> Entry:
     """Create the WSGI application that serves a classifier.
 
@@ -28,6 +35,7 @@ def create_app(
         classifier: what answers, as ``load_model`` returns it.
         max_body: the most bytes that a request's body may have; more are answered with 413.
         max_texts: the most texts that a request may hold; more are answered with 400.
+        description: what ``GET /model`` answers, as ``describe_model`` returns it; without it there is no such path.
 
     Returns:
         A WSGI application (PEP 3333), for any server. Its ``falcon_app`` is the ``falcon.App`` behind the hot route.
@@ -39,6 +47,8 @@ def create_app(
         raise ValueError("max_body and max_texts must be at least 1")
     app = falcon.App()
     app.add_route(ROUTE, InferReview(classifier, max_body, max_texts))
+    if description is not None:
+        app.add_route(MODEL_ROUTE, ModelResource(description))
     app.add_error_handler(Exception, handle_failure)
     app.set_error_serializer(serialize_error)
     return Entry(classifier, app, max_body, max_texts)

@@ -1,5 +1,6 @@
 """The command line: every option is a flag and an environment variable ``PYSERVE_…``."""
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -10,7 +11,18 @@ import click
 
 import pyserve
 from pyserve.app import DEFAULT_MAX_BODY, DEFAULT_MAX_TEXTS, create_app
-from pyserve.model import ModelError, find_model, load_model
+from pyserve.model import (
+    DIRECTORY,
+    STARTER,
+    ModelError,
+    NoModelError,
+    describe_model,
+    find_model,
+    hash_model,
+    load_model,
+    verify_model,
+    write_model_sidecar,
+)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -26,11 +38,27 @@ class Failure(click.ClickException):
     exit_code = 2
 
 
+class CheckFailure(Failure):
+    """A file is not what it should be."""
+
+    exit_code = 1
+
+
+class FetchFailure(Failure):
+    """Nothing could be downloaded."""
+
+    exit_code = 3
+
+
 def model_options(command: Command) -> Command:
     """Add the options that say which model answers and how it shows its labels."""
     for decorate in (
         option("--label-format", help='How a label is shown, as in "{} star".  [default: "{} star" for numbers]'),
-        option("--model", type=click.Path(path_type=Path), help="A .ftz or .bin file.  [default: the best in models/]"),
+        option(
+            "--model",
+            type=click.Path(path_type=Path),
+            help="A .ftz or .bin file.  [default: models/amazon_review_full.ftz, else models/starter.ftz]",
+        ),
     ):
         command = decorate(command)
     return command
@@ -51,6 +79,16 @@ def load(model: Path | None, label_format: str | None) -> tuple[Path, pyserve.Cl
         raise Failure(str(error)) from None
     except ValueError as error:
         raise Failure(f"--label-format: {error}") from None
+
+
+def warn_of_starter(path: Path) -> None:
+    """Say so where the model is the small one that comes with the project."""
+    if path.name == STARTER:
+        click.echo(
+            "warning: this is the starter model, trained on generated text and no substitute for a real one; "
+            "`pyserve fetch amazon_review_full` gets one",
+            err=True,
+        )
 
 
 @main.command(**COMMAND)
@@ -80,8 +118,13 @@ def serve(
     except server.ServeError as error:
         raise Failure(str(error)) from None
     where = f"unix:{unix_socket}" if unix_socket else "http://{}:{}".format(*listener.getsockname()[:2])
-    click.echo(f"serving {path.name} ({len(classifier.labels)} labels) on {where}", err=True)
-    server.run(listener, create_app(classifier, max_body=max_body, max_texts=max_texts))
+    description = describe_model(path, classifier)
+    app = create_app(classifier, max_body=max_body, max_texts=max_texts, description=description)
+    warn_of_starter(path)
+    click.echo(
+        f"serving {path.name} ({len(classifier.labels)} labels, sha256 {description['sha256']}) on {where}", err=True
+    )
+    server.run(listener, app)
 
 
 def read_texts(texts: tuple[str, ...]) -> Iterator[str | bytes]:
@@ -109,3 +152,99 @@ def predict(model: Path | None, label_format: str | None, k: int, threshold: flo
             click.echo(format_reply(classifier.predict(text, k=k, threshold=threshold)))
         except ValueError as error:
             raise Failure(str(error)) from None
+
+
+@main.command(**COMMAND)
+@option("--write", is_flag=True, help="Write the sidecar MODEL.json: sha256, size and golden predictions.")
+@option("--text", "texts", multiple=True, help="A text for a golden prediction, with --write; may be repeated.")
+@click.argument("model", type=click.Path(path_type=Path))
+def verify(model: Path, write: bool, texts: tuple[str, ...]) -> None:
+    """Check that MODEL is an intact supervised fastText model, and what its sidecar MODEL.json says.
+
+    Exit status: 0 all is well, 1 a check failed, 2 there is no such file.
+    """
+    if texts and not write:
+        raise Failure("--text goes with --write")
+    try:
+        written = write_model_sidecar(model, texts) if write else 0
+        found = verify_model(model)
+    except NoModelError as error:
+        raise Failure(str(error)) from None
+    except ModelError as error:
+        raise CheckFailure(str(error)) from None
+    except OSError as error:
+        raise Failure(f"{model.name}.json cannot be written: {error.strerror}") from None
+    info = found.info
+    kind = f"{'quantized' if info.quantized else 'not quantized'}, {info.loss}"
+    if written:
+        sidecar = f"{model.name}.json written, with {written} golden predictions"
+    elif found.golden is None:
+        sidecar = "none, --write makes one"
+    else:
+        sidecar = f"{model.name}.json agrees: sha256, size, {found.golden} golden predictions"
+    click.echo(
+        f"{model.name} is an intact supervised fastText model\n"
+        f"  sha256   {found.sha256}\n"
+        f"  size     {info.size:,} bytes\n"
+        f"  kind     {len(info.labels)} labels, {info.words:,} words, dim {info.dim}, "
+        f"word n-grams {info.word_ngrams}, {kind}\n"
+        f"  sidecar  {sidecar}"
+    )
+
+
+def list_published(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+    """Print the table of published models and end."""
+    if not wanted:
+        return
+    from pyserve.fetch import PUBLISHED
+
+    for model in PUBLISHED:
+        known = f"sha256 {model.sha256[:12]}..." if model.sha256 else "sha256 unknown"
+        click.echo(f"{model.file:28}{model.size:>8}  {model.licence}  {known:22}  {model.about}")
+    context.exit()
+
+
+@main.command(**COMMAND)
+@click.option(
+    "--list", is_flag=True, is_eager=True, expose_value=False, callback=list_published, help="List the models and exit."
+)
+@option(
+    "--directory", default=DIRECTORY, type=click.Path(path_type=Path, file_okay=False), help="Where the model goes."
+)
+@option("--mirror", metavar="URL", help="Fetch from below this address in place of fastText's.")
+@option("--sha256", metavar="HEX", help="The digest that the file must have.  [default: the known one, if any]")
+@option("--timeout", default=10.0, type=click.FloatRange(0.1), help="Give up when nothing arrives for so many seconds.")
+@option("--max-time", type=click.FloatRange(0.1), help="Give up after so many seconds in all.")
+@click.argument("name")
+def fetch(
+    directory: Path, mirror: str | None, sha256: str | None, timeout: float, max_time: float | None, name: str
+) -> None:
+    """Download the model NAME that fastText publishes, check it, and put it into models/.
+
+    Exit status: 0 the model is there, 1 what arrived is not what it should be, 2 wrong usage, 3 nothing was fetched.
+    """
+    import signal
+
+    from pyserve.fetch import FetchError, fetch_model, find_published
+
+    # A default SIGTERM would end the process without removing what was half downloaded.
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
+    if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
+        raise Failure("--sha256 takes 64 hexadecimal digits")
+    try:
+        published = find_published(name)
+        digest = sha256.lower() if sha256 else None
+        path, is_new = fetch_model(
+            published, directory, mirror=mirror, sha256=digest, timeout=timeout, max_time=max_time
+        )
+    except FetchError as error:
+        raise FetchFailure(str(error)) from None
+    except ModelError as error:
+        raise CheckFailure(f"{error}; it was not kept") from None
+    except OSError as error:
+        raise Failure(f"the model cannot be written to {directory.name}/: {error.strerror}") from None
+    except (LookupError, ValueError) as error:
+        raise Failure(str(error.args[0])) from None
+    size = path.stat().st_size
+    done = f"fetched {path.name}" if is_new else f"{path.name} is there already, and intact"
+    click.echo(f"{done}: {size:,} bytes, sha256 {hash_model(path)}, {published.licence}")

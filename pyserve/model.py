@@ -1,16 +1,67 @@
-"""Find and load a model; the only importer of fastText."""
+"""Find, verify and load a model; the only importer of fastText."""
 
+import hashlib
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from pyserve._inference import Classifier
+from pyserve._model_file import FormatError, ModelInfo, inspect
+from pyserve.sidecar import Sidecar, read_sidecar, sidecar_path, write_sidecar
+
+DIRECTORY = Path("models")
+PREFERRED = "amazon_review_full.ftz"
+STARTER = "starter.ftz"
 
 
 class ModelError(ValueError):
     """A file cannot be served; the message says why."""
 
 
+class NoModelError(ModelError):
+    """There is no such file."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What is known of a model file that passed every check.
+
+    Attributes:
+        info: what the file says about itself.
+        sha256: its digest, in hexadecimal.
+        golden: how many golden predictions were held against it; None where it has no sidecar.
+    """
+
+    info: ModelInfo
+    sha256: str
+    golden: int | None
+
+
+def find_model(directory: Path = DIRECTORY) -> Path:
+    """Return the model that is served where nobody names one: the real one, else the starter.
+
+    Raises:
+        NoModelError: there is neither.
+    """
+    for name in (PREFERRED, STARTER):
+        path = directory / name
+        if path.is_file():
+            return path
+    raise NoModelError(
+        f"there is no model in {directory.name}/: get one with `pyserve fetch amazon_review_full`, "
+        "or name one with --model"
+    )
+
+
 def load_model(path: str | Path, *, label_format: str | None = None) -> Classifier:
-    """Load a supervised fastText model.
+    """Verify and load a supervised fastText model.
+
+    The file's structure is checked before fastText reads it, since fastText loads a damaged one without a word. Where
+    the model has a sidecar, the file's size and sha256 and the golden predictions are checked too.
 
     Args:
         path: a ``.ftz`` or ``.bin`` file.
@@ -18,33 +69,152 @@ def load_model(path: str | Path, *, label_format: str | None = None) -> Classifi
             numbers, else ``"{}"``.
 
     Raises:
-        ModelError: the file is missing, is not a fastText model or is not a supervised one.
+        ModelError: the file is missing, is not an intact supervised fastText model, or is not what its sidecar says.
     """
-    import fasttext_pybind
-
-    path = Path(path)
-    if not path.is_file():
-        raise ModelError(f"there is no model file {path.name}")
-    model = fasttext_pybind.fasttext()
-    try:
-        model.loadModel(str(path))
-    except (MemoryError, RuntimeError, ValueError) as error:
-        raise ModelError(f"{path.name} is not a fastText model: {error}") from None
-    if model.getArgs().model != fasttext_pybind.model_name.supervised:
-        raise ModelError(f"{path.name} is not a supervised model: it holds word vectors and no labels")
+    model = _open_model(Path(path)).model
     labels, _ = model.getLabels("surrogateescape")
     return Classifier(model.predict, labels, label_format=label_format)
 
 
-def find_model(directory: Path = Path("models")) -> Path:
-    """Return the best model file of a directory.
+def inspect_model(path: Path) -> ModelInfo:
+    """Check the structure of a model file, without loading it.
 
     Raises:
-        ModelError: there is none.
+        ModelError: it is missing or not an intact supervised model; the message says at which byte.
     """
-    preferred = directory / "amazon_review_full.ftz"
-    candidates = [preferred, *sorted(directory.glob("*.ftz")), *sorted(directory.glob("*.bin"))]
-    for path in candidates:
-        if path.is_file():
-            return path
-    raise ModelError(f"there is no model in {directory.name}/, name one with --model")
+    try:
+        return inspect(path)
+    except FormatError as error:
+        raise ModelError(f"{path.name} is not an intact supervised fastText model: {error}") from None
+    except FileNotFoundError:
+        raise NoModelError(f"there is no model file {path.name}") from None
+    except OSError as error:
+        raise ModelError(f"{path.name} cannot be read: {error.strerror}") from None
+
+
+def verify_model(path: Path) -> Verification:
+    """Check everything about a model file that can be checked.
+
+    Raises:
+        ModelError: a check failed.
+    """
+    opened = _open_model(path)
+    golden = None if opened.sidecar is None else len(opened.sidecar.golden)
+    return Verification(opened.info, hash_model(path), golden)
+
+
+def write_model_sidecar(path: Path, texts: Iterable[str] = ()) -> int:
+    """Write the sidecar of a model from the model itself, and return how many golden predictions it holds.
+
+    Raises:
+        ModelError: the file is not an intact supervised model.
+        OSError: the sidecar cannot be written.
+    """
+    opened = _open_model(path, with_sidecar=False)
+    return write_sidecar(sidecar_path(path), hash_model(path), opened.info.size, opened.model.predict, texts)
+
+
+def describe_model(path: str | Path, classifier: Classifier) -> dict[str, object]:
+    """Describe a model for those who ask the service which one it serves; nothing here tells where the file is.
+
+    Args:
+        path: the file that the classifier was loaded from.
+        classifier: gives the labels as they are shown.
+
+    Raises:
+        ModelError: the file is no longer the one that was loaded.
+    """
+    path = Path(path)
+    info = inspect_model(path)
+    return {
+        "name": path.name,
+        "sha256": hash_model(path),
+        "size": info.size,
+        "labels": list(classifier.labels),
+        "dim": info.dim,
+        "word_ngrams": info.word_ngrams,
+        "quantized": info.quantized,
+        "loss": info.loss,
+        "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def hash_model(path: Path) -> str:
+    """Return the sha256 of a model file, in hexadecimal; computed once for a file that does not change.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    try:
+        return _hash_file(path, _identify(path))
+    except OSError as error:
+        raise ModelError(f"{path.name} cannot be read: {error.strerror}") from None
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A model that fastText has loaded, with what was checked against."""
+
+    model: Any
+    info: ModelInfo
+    sidecar: Sidecar | None
+
+
+def _identify(path: Path) -> tuple[int, int, int, int]:
+    """Return what tells a file from another one at the same path, and from itself after a change."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+@lru_cache(maxsize=8)
+def _hash_file(path: Path, identity: tuple[int, int, int, int]) -> str:
+    """Hash a file; its identity is part of the key under which the result is kept."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _open_model(path: Path, *, with_sidecar: bool = True) -> _Opened:
+    """Check a model file, load it in fastText's binding, and check what it answers."""
+    import fasttext_pybind
+
+    try:
+        before = _identify(path)
+        info = inspect_model(path)
+        sidecar = _read_sidecar(path) if with_sidecar else None
+        model = fasttext_pybind.fasttext()
+        model.loadModel(str(path))
+        after = _identify(path)
+    except FileNotFoundError:
+        raise NoModelError(f"there is no model file {path.name}") from None
+    except OSError as error:
+        raise ModelError(f"{path.name} cannot be read: {error.strerror}") from None
+    except ModelError:
+        raise
+    except (MemoryError, RuntimeError, ValueError) as error:
+        reason = str(error).replace(str(path), path.name) or "there is not enough memory"
+        raise ModelError(f"fastText cannot load {path.name}: {reason}") from None
+    if after != before:
+        raise ModelError(f"{path.name} changed while it was being loaded")
+    if sidecar is not None:
+        try:
+            sidecar.check_predictions(model.predict)
+        except ValueError as error:
+            raise ModelError(str(error)) from None
+    return _Opened(model, info, sidecar)
+
+
+def _read_sidecar(path: Path) -> Sidecar | None:
+    """Read the sidecar of a model and hold the file against it; None where there is none."""
+    try:
+        sidecar = read_sidecar(sidecar_path(path))
+        if sidecar is not None:
+            sidecar.check_size(path.stat().st_size)
+            sidecar.check_sha256(hash_model(path))
+    except OSError as error:
+        raise ModelError(f"{sidecar_path(path).name} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ModelError(str(error)) from None
+    return sidecar

@@ -1,0 +1,268 @@
+"""Fetch the supervised models that fastText publishes.
+
+Only ``pyserve fetch`` imports this module: pooch and what it needs have no place in a serving process.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pooch
+import requests
+import urllib3
+from tqdm import tqdm
+
+from pyserve.model import ModelError, hash_model, inspect_model
+from pyserve.sidecar import read_sidecar, sidecar_path
+
+UPSTREAM = "https://dl.fbaipublicfiles.com/fasttext/supervised-models"
+LICENCE = "CC-BY-SA-3.0"
+STAGING_PREFIX = ".fetch-"
+CHUNK_BYTES = 4096  # written and counted at once: what is slower than one in the time-out counts as silent
+POLL_SECONDS = 0.05
+
+
+class FetchError(OSError):
+    """A model could not be downloaded; the message says why."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A model that fastText publishes.
+
+    Attributes:
+        file: the last part of its address.
+        size: its size as the page says, or in bytes where it is known.
+        about: what it tells apart.
+        licence: an SPDX identifier, or nearly.
+        sha256: its digest, where it is known.
+    """
+
+    file: str
+    size: str
+    about: str
+    licence: str = LICENCE
+    sha256: str | None = None
+
+
+# Sizes are those of https://fasttext.cc/docs/en/supervised-models.html and .../language-identification.html.
+PUBLISHED = (
+    Published(
+        "amazon_review_full.ftz",
+        "1.6 MB",
+        "reviews: 1 to 5 stars",
+        sha256="814f71e0eaacfdff736949f6c1175ed835feb0f85976d70dcc9319cdccfca50f",
+    ),
+    Published("amazon_review_full.bin", "462 MB", "reviews: 1 to 5 stars"),
+    Published("amazon_review_polarity.ftz", "1.6 MB", "reviews: bad or good"),
+    Published("amazon_review_polarity.bin", "471 MB", "reviews: bad or good"),
+    Published("yelp_review_full.ftz", "1.5 MB", "reviews: 1 to 5 stars"),
+    Published("yelp_review_full.bin", "412 MB", "reviews: 1 to 5 stars"),
+    Published("yelp_review_polarity.ftz", "1.5 MB", "reviews: bad or good"),
+    Published("yelp_review_polarity.bin", "409 MB", "reviews: bad or good"),
+    Published("ag_news.ftz", "1.6 MB", "news: 4 topics"),
+    Published("ag_news.bin", "387 MB", "news: 4 topics"),
+    Published("sogou_news.ftz", "1.4 MB", "news in Chinese, as pinyin: 5 topics"),
+    Published("sogou_news.bin", "402 MB", "news in Chinese, as pinyin: 5 topics"),
+    Published("dbpedia.ftz", "1.7 MB", "encyclopedia articles: 14 classes"),
+    Published("dbpedia.bin", "427 MB", "encyclopedia articles: 14 classes"),
+    Published("yahoo_answers.ftz", "1.6 MB", "questions: 10 topics"),
+    Published("yahoo_answers.bin", "494 MB", "questions: 10 topics"),
+    Published("lid.176.ftz", "917 kB", "any text: 176 languages"),
+    Published("lid.176.bin", "126 MB", "any text: 176 languages"),
+)
+
+
+def find_published(name: str) -> Published:
+    """Return the published model of this name; without an extension it is the compressed one.
+
+    Raises:
+        LookupError: there is none.
+    """
+    for published in PUBLISHED:
+        if name in (published.file, published.file.removesuffix(".ftz")):
+            return published
+    raise LookupError("there is no published model of that name, `pyserve fetch --list` lists them")
+
+
+def fetch_model(
+    published: Published,
+    directory: Path,
+    *,
+    mirror: str | None = None,
+    sha256: str | None = None,
+    timeout: float = 10.0,
+    max_time: float | None = None,
+) -> tuple[Path, bool]:
+    """Download a model, check it, and only then give it its name.
+
+    A file of that name that is intact is left alone; one that is not is replaced. What an interrupted download left
+    behind is removed by the next one, which starts anew.
+
+    Args:
+        published: which one.
+        directory: where it goes; made if it is not there.
+        mirror: an address to use in place of fastText's; the file's name is appended to it.
+        sha256: the digest that it must have, where the table does not know it or the mirror has another file.
+        timeout: for how many seconds nothing may arrive.
+        max_time: for how many seconds the whole may last; no limit where it is None.
+
+    Returns:
+        The file, and whether it was downloaded now.
+
+    Raises:
+        FetchError: it could not be downloaded.
+        ModelError: what arrived is not what it should be.
+        OSError: it cannot be written.
+        ValueError: the mirror is no address of the web.
+    """
+    url = f"{(mirror or UPSTREAM).rstrip('/')}/{published.file}"
+    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+        raise ValueError("a mirror is an address that starts with http:// or https://")
+    expected = sha256 or published.sha256
+    target = directory / published.file
+    if target.exists():
+        with contextlib.suppress(ModelError):
+            check_file(target, target, expected)
+            return target, False
+    directory.mkdir(parents=True, exist_ok=True)
+    with open_staging(directory) as staging:
+        staged = staging / published.file
+        download_within(url, staged, timeout, max_time)
+        check_file(staged, target, expected)
+        with staged.open("rb") as file:
+            os.fsync(file.fileno())
+        staged.replace(target)
+    return target, True
+
+
+def check_file(path: Path, target: Path, expected: str | None) -> None:
+    """Check a file that is, or is to become, ``target``; a sidecar that already lies there holds for it.
+
+    Raises:
+        ModelError: a check failed.
+    """
+    info = inspect_model(path)
+    digest = hash_model(path)
+    if expected is not None and digest != expected:
+        raise ModelError(f"the sha256 of {path.name} should be {expected}, it is {digest}")
+    try:
+        sidecar = read_sidecar(sidecar_path(target))
+        if sidecar is not None:
+            sidecar.check_size(info.size)
+            sidecar.check_sha256(digest)
+    except ValueError as error:
+        raise ModelError(str(error)) from None
+
+
+def download_within(url: str, path: Path, timeout: float, max_time: float | None) -> None:
+    """Download one file, within limits that hold even while the name of a host is looked up.
+
+    Raises:
+        FetchError: it could not be downloaded, or not in time. In that case the attempt goes on, unheeded, until the
+            process ends or it fails for want of its directory.
+    """
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            download(url, path, timeout)
+        except BaseException as error:  # raised below, in the caller's thread
+            errors.append(error)
+
+    host = urlsplit(url).hostname
+    thread = threading.Thread(target=run, daemon=True)
+    started = heard = time.monotonic()
+    arrived = 0
+    thread.start()
+    while thread.is_alive():
+        thread.join(POLL_SECONDS)
+        now = time.monotonic()
+        size = sum(entry.stat().st_size for entry in os.scandir(path.parent))
+        if size != arrived:
+            arrived, heard = size, now
+        if max_time is not None and now - started > max_time:
+            raise FetchError(f"cannot fetch {path.name}: it did not arrive within {max_time:g} s")
+        # The connection has the same limit; this one also covers several addresses of a host, each tried in turn.
+        if now - heard > timeout + 2 * POLL_SECONDS:
+            raise FetchError(f"cannot fetch {path.name}: {host} sent nothing for {timeout:g} s")
+    if errors:
+        raise errors[0]
+
+
+def download(url: str, path: Path, timeout: float) -> None:
+    """Download one file.
+
+    Raises:
+        FetchError: it could not be downloaded.
+    """
+    pooch.get_logger().setLevel("WARNING")
+    # Where standard error is no terminal, the bar is not drawn.
+    bar = tqdm(desc=path.name, total=1, unit="B", unit_scale=True, ncols=79, disable=None, leave=False)
+    downloader = pooch.HTTPDownloader(progressbar=bar, chunk_size=CHUNK_BYTES, timeout=timeout)
+    try:
+        pooch.retrieve(url, known_hash=None, fname=path.name, path=path.parent, downloader=downloader)
+    except requests.RequestException as error:
+        reason = explain(error, urlsplit(url).hostname, timeout)
+        raise FetchError(f"cannot fetch {path.name}: {reason}") from None
+    finally:
+        bar.close()
+
+
+def explain(error: requests.RequestException, host: str | None, timeout: float) -> str:
+    """Say what went wrong, in words and without the address, which may hold a password."""
+    if isinstance(error, requests.HTTPError):
+        status = "an error" if error.response is None else f"status {error.response.status_code}"
+        return f"{host} answered with {status}"
+    causes = [error, *error.args]
+    if isinstance(error, requests.Timeout) or any(isinstance(c, urllib3.exceptions.ReadTimeoutError) for c in causes):
+        return f"{host} sent nothing for {timeout:g} s"
+    if isinstance(error, requests.exceptions.SSLError):
+        return f"the certificate of {host} was not accepted"
+    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+        return f"the connection to {host} was cut before the end"
+    if isinstance(error, requests.ConnectionError):
+        return f"{host} cannot be reached, is there a network?"
+    return f"{host} answered what is no answer ({type(error).__name__})"
+
+
+@contextlib.contextmanager
+def open_staging(directory: Path) -> Iterator[Path]:
+    """Make a directory for a download, beside the file's final place; it is locked as long as it is in use."""
+    with open_directory(directory) as gate:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        remove_abandoned(directory)
+        staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=directory))
+        lock = os.open(staging, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        os.close(lock)
+
+
+def remove_abandoned(directory: Path) -> None:
+    """Remove what killed downloads left behind; those that are still under way hold a lock."""
+    for staging in directory.glob(f"{STAGING_PREFIX}*"):
+        with contextlib.suppress(OSError), open_directory(staging) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def open_directory(path: Path) -> Iterator[int]:
+    """Open a directory and yield its descriptor."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
