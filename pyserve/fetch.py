@@ -167,14 +167,15 @@ def download_within(url: str, path: Path, timeout: float, max_time: float | None
     """Download one file, within limits that hold even while the name of a host is looked up.
 
     Raises:
-        FetchError: it could not be downloaded, or not in time. In that case the attempt goes on, unheeded, until the
-            process ends or it fails for want of its directory.
+        FetchError: it could not be downloaded, or not in time. In the latter case the attempt ends by itself, with what
+            arrives next, with the connection's own time-out or with the process.
     """
     errors: list[BaseException] = []
+    given_up = threading.Event()
 
     def run() -> None:
         try:
-            download(url, path, timeout)
+            download(url, path, timeout, given_up)
         except BaseException as error:  # raised below, in the caller's thread
             errors.append(error)
 
@@ -183,38 +184,55 @@ def download_within(url: str, path: Path, timeout: float, max_time: float | None
     started = heard = time.monotonic()
     arrived = 0
     thread.start()
-    while thread.is_alive():
-        thread.join(POLL_SECONDS)
-        now = time.monotonic()
-        size = sum(entry.stat().st_size for entry in os.scandir(path.parent))
-        if size != arrived:
-            arrived, heard = size, now
-        if max_time is not None and now - started > max_time:
-            raise FetchError(f"cannot fetch {path.name}: it did not arrive within {max_time:g} s")
-        # The connection has the same limit; this one also covers several addresses of a host, each tried in turn.
-        if now - heard > timeout + 2 * POLL_SECONDS:
-            raise FetchError(f"cannot fetch {path.name}: {host} sent nothing for {timeout:g} s")
+    try:
+        while thread.is_alive():
+            thread.join(POLL_SECONDS)
+            now = time.monotonic()
+            size = sum(entry.stat().st_size for entry in os.scandir(path.parent))
+            if size != arrived:
+                arrived, heard = size, now
+            if max_time is not None and now - started > max_time:
+                raise FetchError(f"cannot fetch {path.name}: it did not arrive within {max_time:g} s")
+            # The connection has the same limit; this one also covers several addresses of a host, each tried in turn.
+            if now - heard > timeout + 2 * POLL_SECONDS:
+                raise FetchError(f"cannot fetch {path.name}: {host} sent nothing for {timeout:g} s")
+    finally:
+        given_up.set()
     if errors:
         raise errors[0]
 
 
-def download(url: str, path: Path, timeout: float) -> None:
+def download(url: str, path: Path, timeout: float, given_up: threading.Event) -> None:
     """Download one file.
 
     Raises:
-        FetchError: it could not be downloaded.
+        FetchError: it could not be downloaded, or nobody waits for it any more.
     """
+
+    def close_later(response: requests.Response, *_: object, **__: object) -> None:
+        responses.callback(response.close)
+
+    class Bar(tqdm):  # type: ignore[misc]
+        """A progress bar that also ends a download that was given up."""
+
+        def update(self, n: float | None = 1) -> bool | None:
+            if given_up.is_set():
+                raise FetchError(f"cannot fetch {path.name}: given up")
+            shown: bool | None = super().update(n)
+            return shown
+
     pooch.get_logger().setLevel("WARNING")
     # Where standard error is no terminal, the bar is not drawn.
-    bar = tqdm(desc=path.name, total=1, unit="B", unit_scale=True, ncols=79, disable=None, leave=False)
-    downloader = pooch.HTTPDownloader(progressbar=bar, chunk_size=CHUNK_BYTES, timeout=timeout)
-    try:
-        pooch.retrieve(url, known_hash=None, fname=path.name, path=path.parent, downloader=downloader)
-    except requests.RequestException as error:
-        reason = explain(error, urlsplit(url).hostname, timeout)
-        raise FetchError(f"cannot fetch {path.name}: {reason}") from None
-    finally:
-        bar.close()
+    bar = Bar(desc=path.name, total=1, unit="B", unit_scale=True, ncols=79, disable=None, leave=False)
+    with contextlib.ExitStack() as responses, contextlib.closing(bar):
+        downloader = pooch.HTTPDownloader(
+            progressbar=bar, chunk_size=CHUNK_BYTES, timeout=timeout, hooks={"response": close_later}
+        )
+        try:
+            pooch.retrieve(url, known_hash=None, fname=path.name, path=path.parent, downloader=downloader)
+        except requests.RequestException as error:
+            reason = explain(error, urlsplit(url).hostname, timeout)
+            raise FetchError(f"cannot fetch {path.name}: {reason}") from None
 
 
 def explain(error: requests.RequestException, host: str | None, timeout: float) -> str:

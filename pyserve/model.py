@@ -5,7 +5,6 @@ import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,9 @@ from pyserve.sidecar import Sidecar, read_sidecar, sidecar_path, write_sidecar
 DIRECTORY = Path("models")
 PREFERRED = "amazon_review_full.ftz"
 STARTER = "starter.ftz"
+
+# The sha256 of the file that was hashed last, by what _identify returned.
+_hashes: dict[tuple[int, int, int, int], str] = {}
 
 
 class ModelError(ValueError):
@@ -146,7 +148,15 @@ def hash_model(path: Path) -> str:
         ModelError: it cannot be read.
     """
     try:
-        return _hash_file(path, _identify(path))
+        identity = _identify(path)
+        if identity not in _hashes:
+            digest = hashlib.sha256()
+            with path.open("rb") as file:
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
+            _hashes.clear()
+            _hashes[identity] = digest.hexdigest()
+        return _hashes[identity]
     except OSError as error:
         raise ModelError(f"{path.name} cannot be read: {error.strerror}") from None
 
@@ -164,16 +174,6 @@ def _identify(path: Path) -> tuple[int, int, int, int]:
     """Return what tells a file from another one at the same path, and from itself after a change."""
     status = os.stat(path)
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-@lru_cache(maxsize=8)
-def _hash_file(path: Path, identity: tuple[int, int, int, int]) -> str:
-    """Hash a file; its identity is part of the key under which the result is kept."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _open_model(path: Path, *, with_sidecar: bool = True) -> _Opened:

@@ -69,7 +69,11 @@ def word_vectors(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("command", [["serve", "--port", "0"], ["predict", "great"]])
 @pytest.mark.parametrize(
     ("model", "message"),
-    [("missing.ftz", "there is no model"), ("text.txt", "no fastText model"), ("vectors.bin", "only 3 (supervised)")],
+    [
+        ("missing.ftz", "there is no model"),
+        ("text.txt", "no fastText model"),
+        ("vectors.bin", "model is 1 (cbow)"),
+    ],
 )
 def test_model_cannot_be_served(word_vectors: Path, command: list[str], model: str, message: str) -> None:
     status, out, err = run(*command, "--model", str(word_vectors.parent / model).replace("text.txt", "vectors.txt"))
