@@ -81,6 +81,22 @@ PUBLISHED = (
 )
 
 
+class DownloadBar(tqdm):  # type: ignore[misc]
+    """A progress bar that also ends a download that was given up; not drawn where standard error is no terminal."""
+
+    def __init__(self, name: str, given_up: threading.Event) -> None:
+        self._name = name
+        self._given_up = given_up
+        super().__init__(desc=name, total=1, unit="B", unit_scale=True, ncols=79, disable=None, leave=False)
+
+    def update(self, n: float | None = 1) -> bool | None:
+        """Count bytes that have arrived."""
+        if self._given_up.is_set():
+            raise FetchError(f"cannot fetch {self._name}: given up")
+        shown: bool | None = super().update(n)
+        return shown
+
+
 def find_published(name: str) -> Published:
     """Return the published model of this name; without an extension it is the compressed one.
 
@@ -188,7 +204,7 @@ def download_within(url: str, path: Path, timeout: float, max_time: float | None
         while thread.is_alive():
             thread.join(POLL_SECONDS)
             now = time.monotonic()
-            size = sum(entry.stat().st_size for entry in os.scandir(path.parent))
+            size = count_bytes(path.parent)
             if size != arrived:
                 arrived, heard = size, now
             if max_time is not None and now - started > max_time:
@@ -202,6 +218,15 @@ def download_within(url: str, path: Path, timeout: float, max_time: float | None
         raise errors[0]
 
 
+def count_bytes(directory: Path) -> int:
+    """Return how many bytes the files of a directory hold; they may come and go meanwhile."""
+    size = 0
+    for path in directory.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            size += path.stat().st_size
+    return size
+
+
 def download(url: str, path: Path, timeout: float, given_up: threading.Event) -> None:
     """Download one file.
 
@@ -212,18 +237,8 @@ def download(url: str, path: Path, timeout: float, given_up: threading.Event) ->
     def close_later(response: requests.Response, *_: object, **__: object) -> None:
         responses.callback(response.close)
 
-    class Bar(tqdm):  # type: ignore[misc]
-        """A progress bar that also ends a download that was given up."""
-
-        def update(self, n: float | None = 1) -> bool | None:
-            if given_up.is_set():
-                raise FetchError(f"cannot fetch {path.name}: given up")
-            shown: bool | None = super().update(n)
-            return shown
-
     pooch.get_logger().setLevel("WARNING")
-    # Where standard error is no terminal, the bar is not drawn.
-    bar = Bar(desc=path.name, total=1, unit="B", unit_scale=True, ncols=79, disable=None, leave=False)
+    bar = DownloadBar(path.name, given_up)
     with contextlib.ExitStack() as responses, contextlib.closing(bar):
         downloader = pooch.HTTPDownloader(
             progressbar=bar, chunk_size=CHUNK_BYTES, timeout=timeout, hooks={"response": close_later}
