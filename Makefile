@@ -49,7 +49,7 @@ FETCH_FAILED := $(VENV)/fetch-failed
 serve: build ## serve on 127.0.0.1:9000; more options in ARGS
 	@if [ -z "$(findstring --model,$(ARGS))$$PYSERVE_MODEL" ] && [ ! -e models/amazon_review_full.ftz ] && \
 	  [ -z "$$(find $(FETCH_FAILED) -mmin -720 2>/dev/null)" ]; then \
-	  $(BIN)/pyserve fetch amazon_review_full --timeout 3 --max-time 30 || touch $(FETCH_FAILED); \
+	  $(BIN)/pyserve fetch amazon_review_full --stall-timeout 3 --max-time 30 || touch $(FETCH_FAILED); \
 	fi
 	$(BIN)/pyserve serve $(ARGS)
 

@@ -213,11 +213,16 @@ def list_published(context: click.Context, parameter: click.Parameter, wanted: b
 )
 @option("--mirror", metavar="URL", help="Fetch from below this address in place of fastText's.")
 @option("--sha256", metavar="HEX", help="The digest that the file must have.  [default: the known one, if any]")
-@option("--timeout", default=10.0, type=click.FloatRange(0.1), help="Give up when nothing arrives for so many seconds.")
+@option(
+    "--stall-timeout",
+    default=10.0,
+    type=click.FloatRange(0.1),
+    help="Give up when nothing arrives for so many seconds.",
+)
 @option("--max-time", type=click.FloatRange(0.1), help="Give up after so many seconds in all.")
 @click.argument("name")
 def fetch(
-    directory: Path, mirror: str | None, sha256: str | None, timeout: float, max_time: float | None, name: str
+    directory: Path, mirror: str | None, sha256: str | None, stall_timeout: float, max_time: float | None, name: str
 ) -> None:
     """Download the model NAME that fastText publishes, check it, and put it into models/.
 
@@ -235,7 +240,7 @@ def fetch(
         published = find_published(name)
         digest = sha256.lower() if sha256 else None
         path, is_new = fetch_model(
-            published, directory, mirror=mirror, sha256=digest, timeout=timeout, max_time=max_time
+            published, directory, mirror=mirror, sha256=digest, timeout=stall_timeout, max_time=max_time
         )
     except FetchError as error:
         raise FetchFailure(str(error)) from None

@@ -21,13 +21,13 @@ def test_version() -> None:
     assert (status, out) == (0, f"pyserve, version {pyserve.__version__}\n")
 
 
-@pytest.mark.parametrize("command", [[], ["serve"], ["predict"]])
+@pytest.mark.parametrize("command", [[], ["serve"], ["predict"], ["verify"], ["fetch"]])
 def test_help_names_every_option_and_its_variable(command: list[str]) -> None:
     status, out, _ = run(*command, "--help")
     assert status == 0
     options = [word.rstrip(",") for line in out.splitlines() for word in line.split()[:2] if word.startswith("--")]
     out = "".join(out.split())
-    for option in set(options) - {"--help", "--version"}:
+    for option in set(options) - {"--help", "--version", "--list"}:
         assert f"PYSERVE_{option[2:].upper().replace('-', '_')}" in out, option
 
 

@@ -83,6 +83,11 @@ class Mirror:
                 handler.wfile.write(bytes([byte]))
 
 
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "*")
+
+
 @pytest.fixture
 def mirror(star_model: Path) -> Iterator[Mirror]:
     mirror = Mirror(star_model.read_bytes())
@@ -244,7 +249,7 @@ def test_fetch_command(mirror: Mirror, tmp_path: Path, star_model: Path) -> None
         (["../starter"], 2, "`pyserve fetch --list` lists them"),
         (["ag_news", "--sha256", "12"], 2, "64 hexadecimal digits"),
         (["ag_news", "--mirror", "ftp://a"], 2, "http:// or https://"),
-        (["ag_news", "--timeout", "0"], 2, "not in the range"),
+        (["ag_news", "--stall-timeout", "0"], 2, "not in the range"),
         ([], 2, "Missing argument"),
     ],
 )
@@ -265,7 +270,16 @@ def test_fetch_directory_that_cannot_be_written(mirror: Mirror, tmp_path: Path) 
 
 
 def test_fetch_exit_statuses(mirror: Mirror, tmp_path: Path) -> None:
-    command = ["fetch", "yelp_review_full", "--timeout", "0.3", "--directory", str(tmp_path), "--mirror", mirror.url]
+    command = [
+        "fetch",
+        "yelp_review_full",
+        "--stall-timeout",
+        "0.3",
+        "--directory",
+        str(tmp_path),
+        "--mirror",
+        mirror.url,
+    ]
     for way, expected in (("truncated", 1), ("404", 3), ("cut", 3), ("stalled", 3)):
         mirror.way = way
         status, out, err = run(*command)
@@ -312,7 +326,16 @@ def test_fetch_draws_a_progress_bar_on_a_terminal(mirror: Mirror, tmp_path: Path
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     mirror.way = "stalled"
-    command = ["fetch", "yelp_review_full", "--timeout", "1", "--directory", str(tmp_path), "--mirror", mirror.url]
+    command = [
+        "fetch",
+        "yelp_review_full",
+        "--stall-timeout",
+        "1",
+        "--directory",
+        str(tmp_path),
+        "--mirror",
+        mirror.url,
+    ]
     process = subprocess.Popen([*PYSERVE, *command], env=clean_environment(), stdout=theirs, stderr=theirs)
     os.close(theirs)
     seen = b""
