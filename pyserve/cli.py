@@ -23,6 +23,7 @@ from pyserve.model import (
     verify_model,
     write_model_sidecar,
 )
+from pyserve.sidecar import show_name
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -173,17 +174,18 @@ def verify(model: Path, write: bool, texts: tuple[str, ...]) -> None:
     except ModelError as error:
         raise CheckFailure(str(error)) from None
     except OSError as error:
-        raise Failure(f"{model.name}.json cannot be written: {error.strerror}") from None
+        raise Failure(f"{show_name(model)}.json cannot be written: {error.strerror}") from None
     info = found.info
+    name = show_name(model)
     kind = f"{'quantized' if info.quantized else 'not quantized'}, {info.loss}"
     if written:
-        sidecar = f"{model.name}.json written, with {written} golden predictions"
+        sidecar = f"{name}.json written, with {written} golden predictions"
     elif found.golden is None:
         sidecar = "none, --write makes one"
     else:
-        sidecar = f"{model.name}.json agrees: sha256, size, {found.golden} golden predictions"
+        sidecar = f"{name}.json agrees: sha256, size, {found.golden} golden predictions"
     click.echo(
-        f"{model.name} is an intact supervised fastText model\n"
+        f"{name} is an intact supervised fastText model\n"
         f"  sha256   {found.sha256}\n"
         f"  size     {info.size:,} bytes\n"
         f"  kind     {len(info.labels)} labels, {info.words:,} words, dim {info.dim}, "

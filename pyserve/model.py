@@ -10,7 +10,7 @@ from typing import Any
 
 from pyserve._inference import Classifier
 from pyserve._model_file import FormatError, ModelInfo, inspect
-from pyserve.sidecar import Sidecar, read_sidecar, sidecar_path, write_sidecar
+from pyserve.sidecar import Sidecar, read_sidecar, show_name, sidecar_path, write_sidecar
 
 DIRECTORY = Path("models")
 PREFERRED = "amazon_review_full.ftz"
@@ -87,11 +87,11 @@ def inspect_model(path: Path) -> ModelInfo:
     try:
         return inspect(path)
     except FormatError as error:
-        raise ModelError(f"{path.name} cannot be served: {error}") from None
+        raise ModelError(f"{show_name(path)} cannot be served: {error}") from None
     except FileNotFoundError:
-        raise NoModelError(f"there is no model file {path.name}") from None
+        raise NoModelError(f"there is no model file {show_name(path)}") from None
     except OSError as error:
-        raise ModelError(f"{path.name} cannot be read: {error.strerror}") from None
+        raise ModelError(f"{show_name(path)} cannot be read: {error.strerror}") from None
 
 
 def verify_model(path: Path) -> Verification:
@@ -100,9 +100,11 @@ def verify_model(path: Path) -> Verification:
     Raises:
         ModelError: a check failed.
     """
-    opened = _open_model(path)
-    golden = None if opened.sidecar is None else len(opened.sidecar.golden)
-    return Verification(opened.info, hash_model(path), golden)
+    info = inspect_model(path)
+    sidecar = _read_sidecar(path)
+    if sidecar is not None and sidecar.golden:
+        _open_model(path)
+    return Verification(info, hash_model(path), None if sidecar is None else len(sidecar.golden))
 
 
 def write_model_sidecar(path: Path, texts: Iterable[str] = ()) -> int:
@@ -129,7 +131,7 @@ def describe_model(path: str | Path, classifier: Classifier) -> dict[str, object
     path = Path(path)
     info = inspect_model(path)
     return {
-        "name": path.name,
+        "name": show_name(path),
         "sha256": hash_model(path),
         "size": info.size,
         "labels": list(classifier.labels),
@@ -158,7 +160,7 @@ def hash_model(path: Path) -> str:
             _hashes[identity] = digest.hexdigest()
         return _hashes[identity]
     except OSError as error:
-        raise ModelError(f"{path.name} cannot be read: {error.strerror}") from None
+        raise ModelError(f"{show_name(path)} cannot be read: {error.strerror}") from None
 
 
 @dataclass(frozen=True)
@@ -185,19 +187,19 @@ def _open_model(path: Path, *, with_sidecar: bool = True) -> _Opened:
         info = inspect_model(path)
         sidecar = _read_sidecar(path) if with_sidecar else None
         model = fasttext_pybind.fasttext()
-        model.loadModel(str(path))
+        model.loadModel(os.fsencode(path))  # as bytes, since a name need not be UTF-8
         after = _identify(path)
     except FileNotFoundError:
-        raise NoModelError(f"there is no model file {path.name}") from None
+        raise NoModelError(f"there is no model file {show_name(path)}") from None
     except OSError as error:
-        raise ModelError(f"{path.name} cannot be read: {error.strerror}") from None
+        raise ModelError(f"{show_name(path)} cannot be read: {error.strerror}") from None
     except ModelError:
         raise
     except (MemoryError, RuntimeError, ValueError) as error:
-        reason = str(error).replace(str(path), path.name) or "there is not enough memory"
-        raise ModelError(f"fastText cannot load {path.name}: {reason}") from None
+        reason = "there is not enough memory" if isinstance(error, MemoryError) else type(error).__name__
+        raise ModelError(f"fastText cannot load {show_name(path)}: {reason}") from None
     if after != before:
-        raise ModelError(f"{path.name} changed while it was being loaded")
+        raise ModelError(f"{show_name(path)} changed while it was being loaded")
     if sidecar is not None:
         try:
             sidecar.check_predictions(model.predict)
@@ -214,7 +216,7 @@ def _read_sidecar(path: Path) -> Sidecar | None:
             sidecar.check_size(path.stat().st_size)
             sidecar.check_sha256(hash_model(path))
     except OSError as error:
-        raise ModelError(f"{sidecar_path(path).name} cannot be read: {error.strerror}") from None
+        raise ModelError(f"{show_name(sidecar_path(path))} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise ModelError(str(error)) from None
     return sidecar

@@ -105,6 +105,11 @@ class Sidecar:
                     )
 
 
+def show_name(path: Path) -> str:
+    """Return the name of a file, without its directories, as text that can be written anywhere."""
+    return os.fsencode(path.name).decode("utf-8", "replace")
+
+
 def sidecar_path(model: Path) -> Path:
     """Return where the sidecar of a model is, whether there is one or not."""
     return model.with_name(model.name + ".json")
@@ -152,34 +157,35 @@ def read_sidecar(path: Path) -> Sidecar | None:
         ValueError: it is not a sidecar; the message names the line.
         OSError: it cannot be read.
     """
+    name = show_name(path)
     try:
         with path.open("rb") as file:
             raw = file.read(MOST_BYTES + 1)
     except FileNotFoundError:
         return None
     if len(raw) > MOST_BYTES:
-        raise ValueError(f"{path.name} is larger than {MOST_BYTES} bytes, which no sidecar is")
+        raise ValueError(f"{name} is larger than {MOST_BYTES} bytes, which no sidecar is")
     try:
         content = raw.decode("utf-8")
         fields = json.loads(content)
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path.name}, line {line}: it is not UTF-8") from None
+        raise ValueError(f"{name}, line {line}: it is not UTF-8") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path.name}, line {error.lineno}: it is not JSON: {error.msg}") from None
+        raise ValueError(f"{name}, line {error.lineno}: it is not JSON: {error.msg}") from None
     except RecursionError:
-        raise ValueError(f"{path.name} is nested too deeply") from None
+        raise ValueError(f"{name} is nested too deeply") from None
     if not isinstance(fields, dict):
-        raise ValueError(f"{path.name}, line 1: it must be an object with sha256, size and golden")
+        raise ValueError(f"{name}, line 1: it must be an object with sha256, size and golden")
     unknown = fields.keys() - {"sha256", "size", "golden"}
     if unknown:
-        name = min(unknown)
+        key = min(unknown)
         raise ValueError(
-            f"{path.name}, line {_find_line(content, name)}: {name!r} is not known, known are sha256, size and golden"
+            f"{name}, line {_find_line(content, key)}: {key!r} is not known, known are sha256, size and golden"
         )
 
-    def fail(name: str, allowed: str) -> ValueError:
-        return ValueError(f"{path.name}, line {_find_line(content, name)}: {name} must be {allowed}")
+    def fail(key: str, allowed: str) -> ValueError:
+        return ValueError(f"{name}, line {_find_line(content, key)}: {key} must be {allowed}")
 
     sha256, size, golden = fields.get("sha256"), fields.get("size"), fields.get("golden", [])
     if not (isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256)):
@@ -189,10 +195,10 @@ def read_sidecar(path: Path) -> Sidecar | None:
     if not isinstance(golden, list):
         raise fail("golden", "a list of texts with their labels")
     return Sidecar(
-        path.name,
+        name,
         sha256,
         size,
-        tuple(_read_golden(path.name, content, number, entry) for number, entry in enumerate(golden)),
+        tuple(_read_golden(name, content, number, entry) for number, entry in enumerate(golden)),
         _find_line(content, "sha256"),
         _find_line(content, "size"),
     )

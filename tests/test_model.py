@@ -1,6 +1,7 @@
 """What load_model and `pyserve verify` refuse, and how a model is chosen."""
 
 import json
+import os
 import random
 import re
 import shutil
@@ -193,6 +194,25 @@ def test_verify_writes_and_checks(copy: Path) -> None:
     assert err.count("\n") == 1
 
 
+def test_verify_needs_no_memory_for_the_model(copy: Path, untouched: None) -> None:
+    assert pyserve.model.verify_model(copy).golden is None
+
+
+def test_name_that_is_not_utf8(copy: Path) -> None:
+    path = copy.rename(Path(os.fsdecode(bytes(copy.parent) + b"/\xff.ftz")))
+    status, out, err = run("verify", os.fsdecode(path), "--write")
+    assert (status, err) == (0, "")
+    assert out.startswith("\ufffd.ftz is an intact supervised fastText model\n")
+    status, out, err = run("predict", "--model", os.fsdecode(path), "great")
+    assert (status, err) == (0, "")
+    assert out.startswith("{")
+    classifier = load_model(path)
+    assert describe_model(path, classifier)["name"] == "\ufffd.ftz"
+    path.write_bytes(b"damaged")
+    with pytest.raises(ModelError, match="ftz cannot be served: "):
+        load_model(path)
+
+
 def test_verify_says_which_line_of_the_sidecar_failed(copy: Path) -> None:
     write_model_sidecar(copy)
     sidecar = copy.with_name(copy.name + ".json")
@@ -272,9 +292,10 @@ def test_model_is_chosen_in_order_and_named_at_start(
             assert process.stderr
             for line in process.stderr:
                 log += line
-                if line.startswith("serving "):
+                if "sha256" in line:
                     break
-            process.kill()
+            process.terminate()
+            process.stderr.read()
         return log
 
     log = started()
