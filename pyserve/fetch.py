@@ -156,8 +156,16 @@ def fetch_model(
         check_file(staged, target, expected)
         with staged.open("rb") as file:
             os.fsync(file.fileno())
+            os.fchmod(file.fileno(), 0o666 & ~read_umask())  # temporary files are for their owner alone
         staged.replace(target)
     return target, True
+
+
+def read_umask() -> int:
+    """Return the process's umask, which can only be read by setting it."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
 
 
 def check_file(path: Path, target: Path, expected: str | None) -> None:

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+import stat
 import struct
 import subprocess
 import sys
@@ -120,8 +121,13 @@ def mirror(star_model: Path) -> Iterator[Mirror]:
 @pytest.mark.parametrize("way", ["good", "unmeasured"])
 def test_fetch_good_file(mirror: Mirror, tmp_path: Path, way: str) -> None:
     mirror.way = way
-    path, is_new = fetch_model(UNKNOWN, tmp_path / "models", mirror=mirror.url + "/")
+    umask = os.umask(0o027)
+    try:
+        path, is_new = fetch_model(UNKNOWN, tmp_path / "models", mirror=mirror.url + "/")
+    finally:
+        os.umask(umask)
     assert is_new
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
     assert path.read_bytes() == mirror.content
     assert mirror.asked == ["/models/yelp_review_full.ftz"]
     assert os.listdir(path.parent) == ["yelp_review_full.ftz"]

@@ -275,6 +275,15 @@ def test_find_model_prefers_the_real_one(tmp_path: Path) -> None:
     assert find_model(tmp_path).name == "amazon_review_full.ftz"
 
 
+@pytest.mark.parametrize("command", [["serve", "--port", "0"], ["predict", "great"]])
+def test_no_model_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run(*command)
+    assert (status, out) == (2, "")
+    assert "get one with `pyserve fetch amazon_review_full`, or name one with --model" in err
+    assert err.count("\n") == 1
+
+
 def test_model_is_chosen_in_order_and_named_at_start(
     star_model: Path, hostile_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
