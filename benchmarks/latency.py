@@ -1,8 +1,9 @@
 """Latencies of requests at a constant rate: from when each should have been sent, and their percentiles."""
 
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 from hdrh.histogram import HdrHistogram
 
@@ -109,18 +110,25 @@ def make_histogram(latencies: Iterable[int]) -> HdrHistogram:
     return histogram
 
 
-def write_percentiles(histogram: HdrHistogram, path: Path) -> None:
-    """Write the percentiles, in milliseconds, in HdrHistogram's text format."""
-    with path.open("wb") as file:
-        histogram.output_percentile_distribution(file, 1000.0)
+def render_percentiles(histogram: HdrHistogram) -> str:
+    """Give the percentiles, in milliseconds, in HdrHistogram's text format."""
+    file = io.BytesIO()
+    histogram.output_percentile_distribution(file, 1000.0)
+    return file.getvalue().decode()
 
 
-def read_percentiles(file: TextIO | Iterable[str]) -> list[tuple[float, float]]:
+def format_percentiles(points: Sequence[tuple[float, float]]) -> str:
+    """Give percentiles without counts in the columns of HdrHistogram's text format."""
+    lines = [f"{value:12.3f} {at / 100:.12f}" for at, value in points]
+    return "\n".join(["       Value     Percentile", "", *lines, ""])
+
+
+def read_percentiles(lines: Iterable[str]) -> list[tuple[float, float]]:
     """Read HdrHistogram's text format, wherever it begins in a text: pairs of percentile (0 to 100) and value."""
     points = []
-    for line in file:
+    for line in lines:
         fields = line.split()
-        if len(fields) in (3, 4) and all(is_number(field) for field in fields):
+        if len(fields) in (2, 3, 4) and all(is_number(field) for field in fields):
             points.append((float(fields[1]) * 100, float(fields[0])))
     return points
 

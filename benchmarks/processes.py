@@ -97,27 +97,23 @@ def pin(cores: Iterable[int], command: list[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def running(
-    contender: Contender, model: Path, cores: Iterable[int], command: list[str] | None = None
-) -> Iterator[Group]:
+def running(contender: Contender, model: Path, cores: Iterable[int]) -> Iterator[Group]:
     """Run a server for the length of a with block.
 
     Args:
         contender: which.
         model: the model it serves.
         cores: the cores that it may use.
-        command: another command line than the contender's own; ``{port}`` stands for the port.
 
     Raises:
         ServerError: it did not start in time, or its first answers are wrong.
     """
     port = find_port()
-    line = [part.format(port=port) for part in command] if command else contender.command(model, port)
     with tempfile.TemporaryFile() as output:
         begun = time.perf_counter()
         try:
             process = subprocess.Popen(
-                pin(cores, line),
+                pin(cores, contender.command(model, port)),
                 env=environment(model),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
