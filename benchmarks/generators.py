@@ -13,9 +13,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data import encode_form
-from latency import Corrected, correct, read_log, read_percentiles
-from processes import FORM, pin
+from benchmarks.data import encode_form
+from benchmarks.latency import Corrected, correct, read_log, read_percentiles
+from benchmarks.processes import FORM, pin
 
 PACKAGES = {"wrk": "wrk", "h2load": "nghttp2-client"}
 """Debian's package of each tool."""

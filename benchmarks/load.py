@@ -1,6 +1,6 @@
 """Measure the servers under load: greatest rate, latency at constant rates, capacity, scaling, and where time goes.
 
-    python benchmarks/load.py --quick | --full
+    python -m benchmarks.load --quick | --full
 
 Every server runs on one core and the load generator on another. Results go to benchmarks/results; ``report.py`` makes
 the pictures and the README's section of them.
@@ -27,13 +27,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import generators
-from contenders import BIN, CONTENDERS, SERVERS, Contender, serve_pyserve
-from data import SHORT_TEXT, generate_reviews
-from generators import GeneratorError
-from latency import format_percentiles, make_histogram, pick, read_percentiles, render_percentiles, summarise
-from processes import Group, ServerError, running
 from tqdm import tqdm
+
+from benchmarks import generators
+from benchmarks.contenders import BIN, CONTENDERS, SERVERS, Contender, serve_pyserve
+from benchmarks.data import SHORT_TEXT, generate_reviews
+from benchmarks.generators import GeneratorError
+from benchmarks.latency import format_percentiles, make_histogram, pick, read_percentiles, render_percentiles, summarise
+from benchmarks.processes import Group, ServerError, running
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -295,7 +296,7 @@ def describe(session: Session) -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
     return {
         "extent": session.extent.name,
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": read_commit(),
         "machine": {
             "cpu": read_cpu(),

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from contenders import Contender, environment
-from data import PRODUCT_TEXT, SHORT_TEXT, encode_form
+from benchmarks.contenders import Contender, environment
+from benchmarks.data import PRODUCT_TEXT, SHORT_TEXT, encode_form
 
 HOST = "127.0.0.1"
 START_SECONDS = 30.0
