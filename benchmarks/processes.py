@@ -46,7 +46,11 @@ class Group:
 
     def memory_mb(self) -> float:
         """Sum its memory; pages that processes share count once (PSS)."""
-        return sum(memory_kb(pid) for pid in members(self.leader)) / 1024
+        return sum(memory_kb(pid, "Pss") for pid in members(self.leader)) / 1024
+
+    def resident_mb(self) -> float:
+        """Tell the memory of the largest of its processes, shared pages included (RSS)."""
+        return max(memory_kb(pid, "Rss") for pid in members(self.leader)) / 1024
 
 
 def read_stat(pid: int) -> list[str]:
@@ -70,10 +74,10 @@ def cpu_seconds(pid: int) -> float:
     return (int(stat[11]) + int(stat[12])) / CLOCK_TICKS if stat else 0.0
 
 
-def memory_kb(pid: int) -> int:
+def memory_kb(pid: int, kind: str) -> int:
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
+            if line.startswith(f"{kind}:"):
                 return int(line.split()[1])
     return 0
 
