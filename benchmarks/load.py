@@ -56,7 +56,7 @@ PACKAGES = (
     *("pyserve", "bjoern", "falcon", "fasttext", "numpy", "ujson", "orjson", "gunicorn", "gevent", "granian"),
     *("uWSGI", "fastapi", "starlette", "uvicorn", "uvloop", "httptools", "Cython", "hdrhistogram"),
 )
-SHOWN_SPECTRUM = (0, 25, 50, 75, 90, 95, 97.5, 99, 99.5, 99.75, 99.9, 99.95, 99.975, 99.99, 99.995, 99.999, 100)
+SHOWN_SPECTRUM = (0, 25, 50, 60, 70, 80, 90, 95, 97.5, 99, 99.5, 99.75, 99.9, 99.95, 99.975, 99.99, 99.995, 99.999, 100)
 
 
 @dataclass(frozen=True)
