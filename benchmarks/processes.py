@@ -96,8 +96,9 @@ def find_port(first: int = 9500, last: int = 9599) -> int:
 
 
 def pin(cores: Iterable[int], command: list[str]) -> list[str]:
-    """Give the command that runs another one on the given cores."""
-    return ["taskset", "--cpu-list", ",".join(str(core) for core in cores), *command]
+    """Give the command that runs another one on the given cores, and ends it should this process die."""
+    numbers = ",".join(str(core) for core in cores)
+    return ["setpriv", "--pdeathsig", "TERM", "taskset", "--cpu-list", numbers, *command]
 
 
 @contextlib.contextmanager
