@@ -100,7 +100,9 @@ CONTENDERS = (
 
 def environment(model: Path) -> dict[str, str]:
     """Give the environment that every server is started in."""
-    return os.environ | {
+    # Options of ours that are set here would make it another server.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYSERVE_")}
+    return inherited | {
         "BENCHMARK_MODEL": str(model),
         "PYTHONPATH": str(SERVERS),
         "PYTHONUNBUFFERED": "1",

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.data import encode_form
 from benchmarks.latency import Corrected, correct, read_log, read_percentiles
@@ -37,9 +38,10 @@ class GeneratorError(Exception):
 
 @dataclass(frozen=True)
 class Maximum:
-    """What a closed loop reached: requests per second, answers that were no 2xx or none, and the generator's load."""
+    """What a closed loop reached: requests per second and in all, those that failed, and the generator's load."""
 
     rate: float
+    requests: int
     failed: int
     generator_cpu: float
 
@@ -159,8 +161,8 @@ def measure_maximum(
 ) -> Maximum:
     """Drive a server as fast as it answers, with wrk."""
     output, busy = run(pin(cores, wrk_command(tool, url, script, connections, seconds)), seconds)
-    rate, failed = parse_wrk(output)
-    return Maximum(rate, failed, busy)
+    found = parse_wrk(output)
+    return Maximum(found.rate, found.requests, found.failed, busy)
 
 
 def wrk2_command(tool: str, url: str, script: Path, rate: float, connections: int, seconds: float) -> list[str]:
@@ -213,8 +215,8 @@ def measure_paced(
         # It calibrates for ten seconds before latencies count.
         length = 10 + seconds
         output, busy = run(pin(cores, wrk2_command(tools["wrk2"], url, script, rate, connections, length)), length)
-        achieved, failed = parse_wrk(output)
-        return Paced(achieved, parse_wrk2(output), None, failed, None, busy)
+        found = parse_wrk(output)
+        return Paced(found.rate, parse_wrk2(output), None, found.failed, None, busy)
     if "h2load" not in tools:
         raise GeneratorError("neither wrk2 nor h2load is installed")
     log, body, targets = folder / "requests.tsv", folder / "body", None
@@ -249,21 +251,30 @@ def measure_paced(
     return Paced(corrected.answered, [], corrected, corrected.failed, corrected.unanswered, busy)
 
 
-def parse_wrk(output: str) -> tuple[float, int]:
-    """Read the report of wrk or wrk2: requests per second, and how many failed.
+class WrkReport(NamedTuple):
+    """What wrk prints: requests per second, how many in all, and how many failed."""
+
+    rate: float
+    requests: int
+    failed: int
+
+
+def parse_wrk(output: str) -> WrkReport:
+    """Read the report of wrk or wrk2.
 
     Raises:
         GeneratorError: it is no such report.
     """
     rate = re.search(r"^Requests/sec:\s+([\d.]+)", output, re.MULTILINE)
-    if not rate:
+    requests = re.search(r"^\s*(\d+) requests in ", output, re.MULTILINE)
+    if not (rate and requests):
         raise GeneratorError("the report has no line Requests/sec")
     failed = 0
     if bad := re.search(r"Non-2xx or 3xx responses:\s+(\d+)", output):
         failed += int(bad[1])
     if errors := re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", output):
         failed += sum(int(count) for count in errors.groups())
-    return float(rate[1]), failed
+    return WrkReport(float(rate[1]), int(requests[1]), failed)
 
 
 def parse_wrk2(output: str) -> list[tuple[float, float]]:

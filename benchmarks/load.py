@@ -33,7 +33,7 @@ from benchmarks import generators
 from benchmarks.contenders import BIN, CONTENDERS, SERVERS, Contender, serve_pyserve
 from benchmarks.data import SHORT_TEXT, generate_reviews
 from benchmarks.generators import GeneratorError
-from benchmarks.latency import format_percentiles, make_histogram, pick, read_percentiles, render_percentiles, summarise
+from benchmarks.latency import format_percentiles, make_histogram, pick, render_percentiles, summarise
 from benchmarks.processes import Group, ServerError, running
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -389,13 +389,13 @@ def measure_model(session: Session) -> None:
 
 
 def time_calls(predict: Callable[..., object], lines: list[bytes], rounds: int) -> float:
-    """Return the median, over rounds, of a prediction's mean time in microseconds."""
+    """Return the median, over rounds, of the processor time that a prediction takes in the mean, in microseconds."""
     means = []
     for _ in range(rounds + 1):  # the first round warms up
-        begun = time.perf_counter()
+        begun = time.process_time()
         for line in lines:
             predict(line, 1, 0.0, "strict")
-        means.append((time.perf_counter() - begun) / len(lines) * 1e6)
+        means.append((time.process_time() - begun) / len(lines) * 1e6)
     return statistics.median(means[1:])
 
 
@@ -432,6 +432,7 @@ def measure_maximum(session: Session) -> None:
                 "failed": sum(one["failed"] for one in found),
                 "generator_cpu": round(statistics.median(one["generator_cpu"] for one in found), 2),
                 "server_cpu": round(statistics.median(one["server_cpu"] for one in found), 2),
+                "cpu_us": round(statistics.median(one["cpu_us"] for one in found), 3),
                 "command": session.shorten(wrk_line(session)),
             }
         )
@@ -472,14 +473,16 @@ def drive_once(session: Session, group: Group, script: Path, cores: list[int]) -
     found = generators.measure_maximum(
         wrk, group.url, script, connections=WRK_CONNECTIONS, seconds=extent.maximum_seconds, cores=cores
     )
-    server_cpu = (group.cpu_seconds() - before) / (time.perf_counter() - begun)
-    if found.failed > found.rate * extent.maximum_seconds / 100:
+    used = group.cpu_seconds() - before
+    server_cpu = used / (time.perf_counter() - begun)
+    if not found.requests or found.failed > found.rate * extent.maximum_seconds / 100:
         raise GeneratorError(f"{found.failed} of its answers were errors or never came")
     return {
         "rate": found.rate,
         "failed": found.failed,
         "generator_cpu": found.generator_cpu,
         "server_cpu": server_cpu,
+        "cpu_us": used * 1e6 / found.requests,
     }
 
 
@@ -597,8 +600,9 @@ def measure_rate(session: Session, group: Group, workload: str, rate: int, name:
     uncorrected = None
     points, text = paced.points, format_percentiles(paced.points)
     if paced.corrected:
-        text = render_percentiles(make_histogram(paced.corrected.latencies))
-        points = read_percentiles(text.splitlines())
+        histogram = make_histogram(paced.corrected.latencies)
+        text = render_percentiles(histogram)
+        points = [(at, histogram.get_value_at_percentile(at) / 1000) for at in SHOWN_SPECTRUM]
         sent = make_histogram(paced.corrected.durations)
         uncorrected = {f"{at:g}": sent.get_value_at_percentile(at) / 1000 for at in (50, 99)}
     session.percentiles[name] = text
@@ -720,22 +724,22 @@ def bisect(probe: Callable[[int], Probe], limit_ms: float, highest: int, precisi
 
 
 def break_down(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Divide the time of a request: what the floor takes, what the model takes, and the rest, which is the server's."""
-    rates = {(one["server"], one["workload"]): one["rate"] for one in results["maximum"]}
+    """Divide a request's processor time: what the floor takes, what the model takes, and the rest: the server's own."""
+    times = {(one["server"], one["workload"]): one["cpu_us"] for one in results["maximum"]}
     parts = []
-    for (server, workload), rate in rates.items():
-        floor = rates.get(("floor", workload))
+    for (server, workload), total in times.items():
+        floor = times.get(("floor", workload))
         # Only what runs on bjoern has the floor under it.
         if server in ("pyserve", "article") and floor:
-            total, beneath, model = 1e6 / rate, 1e6 / floor, results["model_us"][workload]
+            model = results["model_us"][workload]
             parts.append(
                 {
                     "server": server,
                     "workload": workload,
                     "total_us": round(total, 2),
-                    "floor_us": round(beneath, 2),
+                    "floor_us": round(floor, 2),
                     "model_us": round(model, 2),
-                    "own_us": round(max(total - beneath - model, 0.0), 2),
+                    "own_us": round(max(total - floor - model, 0.0), 2),
                 }
             )
     return parts

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullLocator
 from PIL import Image
 
@@ -101,23 +102,26 @@ def draw_latency(results: Results, workload: str) -> Figure | None:
     if not servers:
         return None
     figure = Figure(figsize=(9.2, 4.3), layout="constrained")
-    figure.get_layout_engine().set(wspace=0.08, rect=(0, 0, 0.98, 1))
+    figure.get_layout_engine().set(wspace=0.08, rect=(0, 0.01, 0.98, 0.99))
     panels = figure.subplots(1, len(servers), sharey=True, squeeze=False)[0]
     values = [
         value for server in servers for run in find_runs(results, server, workload) for _, value in run["spectrum"]
     ]
     for axes, server in zip(panels, servers, strict=True):
         prepare_axes(axes)
-        axes.set_ylim(LOWEST_MS, min(max([*values, 100.0]), HIGHEST_MS) * 4)
+        axes.set_ylim(LOWEST_MS, min(max([*values, 100.0]), HIGHEST_MS) * 1.5)
         for run in find_runs(results, server, workload):
-            label = f"{run['rate']:,}/s" + (" (overloaded)" if run["overloaded"] else "")
-            plot_run(axes, run, RATE_COLOURS[run["rate"]], label)
+            plot_run(axes, run, RATE_COLOURS[run["rate"]], "", ":" if run["overloaded"] else "-")
         if workload == "short":
             for rate, value in PUBLISHED_P99_MS.items():
                 axes.plot(spread_percentile(99), value, "X", color=RATE_COLOURS[rate], markersize=9, clip_on=False)
-            axes.plot([], [], "X", color=GREY, markersize=9, label="article's p99, 2018")
         axes.set_title(title_of(results, server), fontweight="bold")
-        axes.legend(loc="upper left", fontsize=8.5, frameon=False)
+    marks = [Line2D([], [], color=colour, linewidth=1.8, label=f"{rate:,}/s") for rate, colour in RATE_COLOURS.items()]
+    if any(run["overloaded"] for server in servers for run in find_runs(results, server, workload)):
+        marks.append(Line2D([], [], color=GREY, linewidth=1.8, linestyle=":", label="overloaded"))
+    if workload == "short":
+        marks.append(Line2D([], [], color=GREY, marker="X", markersize=8, linewidth=0, label="article's p99, 2018"))
+    figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), frameon=False, fontsize=9)
     panels[0].set_ylabel("latency, ms")
     connections = results["about"]["connections"]["paced"]
     figure.suptitle(

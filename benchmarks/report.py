@@ -212,6 +212,8 @@ def render_notes(results: Results) -> list[str]:
     for failure in results["failures"]:
         title = results["servers"].get(failure["server"], {}).get("title", failure["server"])
         notes.append(f"Not measured: {title}, {failure['doing']}: {failure['reason'].rstrip('.')}.")
+    if about["extent"] == "quick":
+        notes.append("This was a first look (`--quick`): short runs, once each.")
     load = about["machine"]["load_average_before"]
     if load > 0.5:
         notes.append(f"The machine was not quiet: its load average was {load} before the measurement.")
