@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SYSTEM_PACKAGES := g++ libev-dev python3-dev python3-venv
 PACKAGE_SOURCES := setup.py $(wildcard ext/*.pyx pyserve/*.pxd ext/*.hpp ext/*.cpp)
 
-.PHONY: help build serve test test-slow test-sanitize bench wheel lint clean
+.PHONY: help build serve test test-slow test-sanitize bench load load-report compare wheel lint clean
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -61,6 +61,20 @@ test-slow: build ## run the tests that build wheels or run for minutes
 
 bench: build ## run the microbenchmarks
 	$(BIN)/pytest benchmarks --benchmark-enable --benchmark-only $(ARGS)
+
+# The servers that ours is compared with, and what draws the pictures.
+$(VENV)/compared: $(VENV)/installed
+	$(BIN)/pip install --quiet --no-build-isolation --editable '.[bench]'
+	@touch $@ $(VENV)/built
+
+load: build $(VENV)/compared ## measure latency and rates beside other servers; ARGS=--quick for a first look
+	$(BIN)/python -m benchmarks.load $(ARGS)
+
+load-report: build $(VENV)/compared ## draw the pictures and write the README's section from the last measurement
+	$(BIN)/python -m benchmarks.report $(ARGS)
+
+compare: build $(VENV)/compared ## compare the greatest rate with that of the article's server
+	$(BIN)/python -m benchmarks.compare $(ARGS)
 
 wheel: build ## put a wheel and an sdist into dist/
 	rm -rf dist

@@ -1,0 +1,112 @@
+"""Compare our greatest rate with that of the article's server, in interleaved rounds of one run.
+
+Both servers run on one core and wrk, with 64 connections, on another. Says whether the aims are reached and leaves with
+status 1 where one is not.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from benchmarks import generators
+from benchmarks.contenders import CONTENDERS
+from benchmarks.data import SHORT_TEXT, generate_reviews
+from benchmarks.generators import GeneratorError
+from benchmarks.load import WRK_CONNECTIONS, find_model
+from benchmarks.processes import Group, ServerError, running
+
+BASE, OURS = "article", "pyserve"
+RATIO_AIMS = {"short": 1.75, "reviews": 1.45}
+READY_AIM_SECONDS = 0.5
+MEMORY_AIM_MB = 45.0
+
+
+def main() -> None:
+    """Measure, print and judge."""
+    cores = sorted(os.sched_getaffinity(0))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, help="the model that is served [default: the best in models/]")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each is measured [%(default)s]")
+    parser.add_argument("--seconds", type=int, default=3, help="for how long each time [%(default)s]")
+    options = parser.parse_args()
+    model = find_model(options.model)
+    tools = generators.find_tools()
+    if "wrk" not in tools:
+        sys.exit("wrk is missing: sudo apt-get install wrk")
+    workloads = {"short": [SHORT_TEXT], "reviews": generate_reviews(model)}
+    contenders = {one.name: one for one in CONTENDERS}
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        try:
+            groups = {name: stack.enter_context(running(contenders[name], model, cores[:1])) for name in (BASE, OURS)}
+            rates = measure(groups, workloads, Path(folder), tools["wrk"], options.rounds, options.seconds, cores[-1:])
+        except (ServerError, GeneratorError) as error:
+            sys.exit(str(error))
+        except KeyboardInterrupt:
+            sys.exit(130)
+        reached = [report_rates(workload, rates) for workload in workloads]
+        ready, memory = groups[OURS].ready_seconds, groups[OURS].resident_mb()
+    reached.append(report("ready to serve after", ready, "s", READY_AIM_SECONDS))
+    reached.append(report("resident memory after the load", memory, "MB", MEMORY_AIM_MB))
+    sys.exit(0 if all(reached) else 1)
+
+
+def measure(
+    groups: dict[str, Group],
+    workloads: dict[str, list[str]],
+    folder: Path,
+    wrk: str,
+    rounds: int,
+    seconds: int,
+    load_cores: list[int],
+) -> dict[tuple[str, str], list[float]]:
+    """Drive both servers in turn; the first round warms up and does not count."""
+    rates: dict[tuple[str, str], list[float]] = {}
+    for workload, texts in workloads.items():
+        script = folder / f"{workload}.lua"
+        generators.write_wrk_script(script, texts)
+        for turn in range(rounds + 1):
+            for name, group in groups.items():
+                found = generators.measure_maximum(
+                    wrk,
+                    group.url,
+                    script,
+                    connections=WRK_CONNECTIONS,
+                    seconds=seconds if turn else 1,
+                    cores=load_cores,
+                )
+                if found.failed:
+                    raise GeneratorError(f"{name} answered {found.failed} requests with an error or not at all")
+                if turn:
+                    rates.setdefault((name, workload), []).append(found.rate)
+    return rates
+
+
+def report_rates(workload: str, rates: dict[tuple[str, str], list[float]]) -> bool:
+    """Print the rates of a workload and tell whether the aim is reached."""
+    base, ours = rates[BASE, workload], rates[OURS, workload]
+    ratios = [one / other for one, other in zip(ours, base, strict=True)]
+    ratio, aim = statistics.median(ratios), RATIO_AIMS[workload]
+    print(
+        f"{workload}: article's server {describe(base)}, pyserve {describe(ours)} requests/s\n"
+        f"{workload}: {ratio:.2f} times (rounds {min(ratios):.2f} to {max(ratios):.2f}), "
+        f"aim {aim:.2f}: {'reached' if ratio >= aim else 'NOT reached'}"
+    )
+    return ratio >= aim
+
+
+def describe(rates: list[float]) -> str:
+    return f"{statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})"
+
+
+def report(what: str, value: float, unit: str, aim: float) -> bool:
+    """Print a figure that has to stay below its aim, and tell whether it does."""
+    print(f"{what} {value:.2f} {unit}, aim below {aim:g} {unit}: {'reached' if value < aim else 'NOT reached'}")
+    return value < aim
+
+
+if __name__ == "__main__":
+    main()

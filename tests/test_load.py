@@ -1,0 +1,484 @@
+"""The load measurements: percentiles, the correction for coordinated omission, reports, servers, and the README."""
+
+import json
+import random
+import re
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from benchmarks import data, generators, load, processes, report
+from benchmarks.contenders import CONTENDERS, Contender
+from benchmarks.generators import GeneratorError
+from benchmarks.latency import Request, correct, make_histogram, pick, read_log, read_percentiles, render_percentiles
+from benchmarks.processes import ServerError, members, running
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLES = Path(__file__).resolve().parent / "samples"
+
+
+def read_sample(name: str) -> str:
+    return (SAMPLES / name).read_text()
+
+
+# ---- percentiles
+
+
+def test_percentiles_uniform() -> None:
+    histogram = make_histogram(range(1, 100_001))
+    for percentile in (50, 90, 99, 99.9):
+        assert histogram.get_value_at_percentile(percentile) == pytest.approx(percentile * 1000, rel=0.001)
+
+
+def test_percentiles_as_text() -> None:
+    points = read_percentiles(render_percentiles(make_histogram(range(1, 100_001))).splitlines())
+    assert points[0][0] == 0.0
+    assert points[-1] == (100.0, pytest.approx(100, rel=0.001))
+    for percentile, milliseconds in points:
+        assert milliseconds == pytest.approx(percentile, rel=0.001, abs=0.002)
+    assert pick(points, 99) == min(value for reached, value in points if reached >= 99)
+
+
+def test_percentiles_exponential() -> None:
+    generator = random.Random(1)
+    values = [round(generator.expovariate(1 / 2000)) + 1 for _ in range(50_000)]
+    exact = statistics.quantiles(values, n=1000, method="inclusive")
+    histogram = make_histogram(values)
+    for percentile in (50, 90, 99, 99.9):
+        assert histogram.get_value_at_percentile(percentile) == pytest.approx(
+            exact[round(percentile * 10) - 1], rel=0.01
+        )
+
+
+def test_percentiles_beyond_range() -> None:
+    histogram = make_histogram([0, 10**12])
+    assert histogram.get_total_count() == 2
+
+
+# ---- coordinated omission
+
+
+SECOND = 1_000_000
+
+
+def simulate(
+    rate: float, connections: int, seconds: float, answer_at: "Clock", service: float = 100.0
+) -> list[Request]:
+    """Write the log of a generator that waits for each answer and then sends at once what it missed."""
+    interval = connections * 1e6 / rate
+    requests = []
+    for number in range(connections):
+        free = 0.0
+        for turn in range(int(seconds * 1e6 / interval)):
+            due = turn * interval + number * interval / connections
+            sent = max(due, free)
+            free = answer_at(sent, service)
+            requests.append(Request(round(sent), 200, round(free - sent)))
+    return sorted(requests, key=lambda request: request.start + request.duration)
+
+
+class Clock:
+    """Tells when an answer comes of a server that is deaf for a while."""
+
+    def __init__(self, deaf_from: float, deaf_until: float) -> None:
+        self.deaf_from, self.deaf_until = deaf_from, deaf_until
+
+    def __call__(self, sent: float, service: float) -> float:
+        return (self.deaf_until if self.deaf_from <= sent < self.deaf_until else sent) + service
+
+
+def test_correct_steady_load() -> None:
+    requests = simulate(1000, 20, 5, Clock(0, 0))
+    found = correct(requests, 1000, 20, opened=0, begin=SECOND, end=4 * SECOND)
+    assert (len(found.latencies), found.unanswered, found.failed) == (3000, 0, 0)
+    assert found.answered == 1000
+    assert set(found.latencies) <= {100, 101}
+    assert set(found.durations) == {100}
+
+
+def test_correct_stall() -> None:
+    # Deaf for half a second of four: an eighth of all requests is due in it, and waits for a quarter of a second or so.
+    requests = simulate(1000, 20, 6, Clock(2 * SECOND, 2.5 * SECOND))
+    found = correct(requests, 1000, 20, opened=0, begin=SECOND, end=5 * SECOND)
+    assert sum(latency > 1000 for latency in found.latencies) == pytest.approx(500, abs=25)
+    assert make_histogram(found.latencies).get_value_at_percentile(99) == pytest.approx(460_000, rel=0.05)
+    # What was sent only after the stall seems to have met none: that is the omission.
+    assert sum(duration > 1000 for duration in found.durations) == 20
+    assert make_histogram(found.durations).get_value_at_percentile(99) < 1000
+
+
+def test_correct_overload() -> None:
+    # One connection, whose answers take twice as long as requests are apart: after 4 s the delay has grown to 2 s.
+    requests = simulate(100, 1, 8, Clock(0, 0), service=20_000)
+    found = correct(requests, 100, 1, opened=0, begin=0, end=4 * SECOND)
+    assert found.answered == pytest.approx(50, abs=1)
+    assert len(found.latencies) == 400
+    assert found.unanswered == pytest.approx(200, abs=2)
+    assert max(found.latencies) == pytest.approx(2 * SECOND, rel=0.02)
+
+
+def test_correct_counts_what_was_never_sent() -> None:
+    # Answers stop for good after two seconds.
+    requests = [request for request in simulate(1000, 20, 4, Clock(0, 0)) if request.start < 2 * SECOND]
+    found = correct(requests, 1000, 20, opened=0, begin=SECOND, end=3 * SECOND)
+    assert found.unanswered == pytest.approx(1000, abs=2)
+    assert max(found.latencies) == pytest.approx(SECOND, rel=0.01)
+
+
+def test_correct_counts_failures() -> None:
+    requests = [
+        request._replace(status=500 if index % 10 == 0 else 200)
+        for index, request in enumerate(simulate(1000, 20, 3, Clock(0, 0)))
+    ]
+    assert correct(requests, 1000, 20, opened=0, begin=SECOND, end=2 * SECOND).failed == pytest.approx(100, abs=2)
+
+
+STALL_SECONDS = 0.6
+
+
+@contextmanager
+def stalling_server(stall_after: float) -> Iterator[int]:
+    """Serve a constant answer, and nobody for a while: the whole server waits, as one in a long collection does."""
+    gate, begun, stalled = threading.Lock(), threading.Event(), threading.Event()
+    listener = socket.create_server(("127.0.0.1", 0), backlog=100)
+
+    def stall() -> None:
+        begun.wait()
+        if not stalled.wait(stall_after):
+            with gate:
+                stalled.wait(STALL_SECONDS)
+
+    def answer(connection: socket.socket) -> None:
+        with connection:
+            head = b""
+            while part := connection.recv(4096):
+                head += part
+                if b"\r\n\r\n" not in head:
+                    continue
+                top, _, body = head.partition(b"\r\n\r\n")
+                length = re.search(rb"content-length: *(\d+)", top, re.IGNORECASE)
+                if length and len(body) < int(length[1]):
+                    continue
+                head = b""
+                begun.set()
+                with gate:
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    def accept() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=answer_quietly, args=(connection,), daemon=True).start()
+
+    def answer_quietly(connection: socket.socket) -> None:
+        with suppress(OSError):
+            answer(connection)
+
+    threads = [threading.Thread(target=stall, daemon=True), threading.Thread(target=accept, daemon=True)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        stalled.set()
+        begun.set()
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
+
+def drive(port: int, rate: float, connections: int, seconds: float) -> list[Request]:
+    """Send at a constant rate over kept connections, each waiting for its answer, and log it."""
+    requests: list[Request] = []
+    interval, begin = connections / rate, time.perf_counter() + 0.1
+    message = b"POST /inferreview HTTP/1.1\r\nHost: test\r\nContent-Length: 6\r\n\r\ntext=a"
+
+    def send(number: int) -> None:
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            for turn in range(int(seconds / interval)):
+                due = begin + number * interval / connections + turn * interval
+                if (wait := due - time.perf_counter()) > 0:
+                    time.sleep(wait)
+                sent = time.perf_counter()
+                connection.sendall(message)
+                connection.recv(4096)
+                requests.append(Request(round((sent - begin) * 1e6), 200, round((time.perf_counter() - sent) * 1e6)))
+
+    threads = [threading.Thread(target=send, args=(number,)) for number in range(connections)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return requests
+
+
+def check_stall_shows(latencies: list[int], rate: float) -> None:
+    """Hold that half the requests due in the stall waited longer than half of it, and that p99 says so."""
+    half = STALL_SECONDS / 2
+    assert sum(latency > half * 1e6 for latency in latencies) > 0.8 * half * rate
+    assert make_histogram(latencies).get_value_at_percentile(99) > 0.8 * STALL_SECONDS * 1e6
+
+
+def test_correct_stalling_server() -> None:
+    with stalling_server(stall_after=1.0) as port:
+        requests = drive(port, rate=200, connections=10, seconds=3.5)
+    found = correct(requests, 200, 10, opened=0, begin=SECOND // 2, end=3 * SECOND)
+    check_stall_shows(found.latencies, 200)
+    # Each connection was caught once; what it sent after that seems to have met no stall.
+    assert sum(duration > STALL_SECONDS / 2 * 1e6 for duration in found.durations) <= 10
+
+
+def test_h2load_stalling_server(tmp_path: Path) -> None:
+    tools = {name: path for name, path in generators.find_tools().items() if name == "h2load"}
+    if not tools:
+        pytest.skip("needs h2load, of Debian's package nghttp2-client")
+    with stalling_server(stall_after=2.0) as port:
+        found = generators.measure_paced(
+            tools,
+            f"http://127.0.0.1:{port}/inferreview",
+            [data.SHORT_TEXT],
+            tmp_path,
+            rate=200,
+            connections=10,
+            warm_up=0.3,
+            seconds=2.5,
+            cores=[0],
+        )
+    assert found.corrected is not None
+    check_stall_shows(found.corrected.latencies, 200)
+
+
+# ---- reports of the generators
+
+
+def test_parse_wrk() -> None:
+    assert generators.parse_wrk(read_sample("wrk.txt")) == generators.WrkReport(80533.36, 88578, 0)
+
+
+def test_parse_wrk_errors() -> None:
+    assert generators.parse_wrk(read_sample("wrk-errors.txt")) == generators.WrkReport(301.53, 302, 32 + 112)
+
+
+def test_parse_wrk2() -> None:
+    output = read_sample("wrk2.txt")
+    assert generators.parse_wrk(output) == generators.WrkReport(19950.13, 399012, 0)
+    points = generators.parse_wrk2(output)
+    assert [pick(points, percentile) for percentile in (50, 99, 99.9, 100)] == [1.162, 5.466, 7.999, 19.871]
+
+
+def test_parse_h2load() -> None:
+    found = generators.parse_h2load(read_sample("h2load.txt"))
+    assert (found.rate, found.succeeded, found.failed, found.longest_ms) == (999.7, 2000, 0, 4.27)
+    assert found.mean_ms == pytest.approx(0.051)
+
+
+def test_read_log_cut_off() -> None:
+    requests = read_log(SAMPLES / "h2load.tsv")
+    assert len(requests) == 5  # and a sixth line that was cut off
+    assert requests[0] == Request(1795462421156763, 200, 3222)
+
+
+@pytest.mark.parametrize("parse", [generators.parse_wrk, generators.parse_wrk2, generators.parse_h2load])
+def test_parse_other_text(parse: Callable[[str], object]) -> None:
+    with pytest.raises(GeneratorError):
+        parse("unable to connect to 127.0.0.1:9000 Connection refused")
+
+
+def test_missing_tools_name_packages() -> None:
+    lines = "\n".join(generators.explain_missing({}))
+    assert "apt-get install wrk" in lines
+    assert "apt-get install nghttp2-client" in lines
+    assert not generators.explain_missing({"wrk": "wrk", "wrk2": "wrk2"})
+
+
+def test_failing_generator_says_why() -> None:
+    with pytest.raises(GeneratorError, match="no such thing"):
+        generators.run(["sh", "-c", "echo no such thing; exit 3"], 1)
+
+
+# ---- servers
+
+
+def contender(*command: str, **options: bool) -> Contender:
+    return Contender(
+        "fake", "fake", lambda model, port: [part.replace("PORT", str(port)) for part in command], **options
+    )
+
+
+def test_server_that_ends_is_reported(star_model: Path) -> None:
+    fake = contender(sys.executable, "-c", "import sys; sys.exit('no such model')")
+    with pytest.raises(ServerError, match="ended with status 1: no such model"), running(fake, star_model, [0]):
+        pass
+
+
+def test_server_that_answers_wrongly_is_refused(star_model: Path) -> None:
+    fake = contender(sys.executable, str(ROOT / "benchmarks/servers/floor.py"), "PORT")
+    with pytest.raises(ServerError, match="something else"), running(fake, star_model, [0]):
+        pass
+
+
+def test_server_stops_with_its_children(star_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "STOP_SECONDS", 0.5)  # the shell's child is deaf to SIGTERM
+    script = f"trap '' TERM; sleep 60 & exec {sys.executable} {ROOT}/benchmarks/servers/floor.py PORT"
+    fake = contender("sh", "-c", script, answers=False)
+    with running(fake, star_model, [0]) as group:
+        assert len(members(group.leader)) == 2
+        assert group.memory_mb() > 1
+        leader = group.leader
+    assert members(leader) == []
+
+
+def test_pyserve_answers_correctly(star_model: Path) -> None:
+    ours = next(one for one in CONTENDERS if one.name == "pyserve")
+    with running(ours, star_model, [0]) as group:
+        status, reply = processes.ask(group.port, data.encode_form("great"))
+    assert status == 200
+    assert list(json.loads(reply)) == ["5 star"]
+
+
+def test_interrupt_leaves_nothing(star_model: Path) -> None:
+    if not generators.find_tools():
+        pytest.skip("needs wrk or h2load")
+    mark = f"BENCHMARK_MARK={uuid.uuid4()}"
+    command = ["env", mark, sys.executable, "-m", "benchmarks.load", "--quick", "--servers", "floor,pyserve"]
+    with subprocess.Popen(
+        [*command, "--model", str(star_model)], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if re.search(r"greatest rate|requests/s", line):
+                break
+        wait_until(lambda: count_marked(mark) > 1)
+        process.send_signal(signal.SIGINT)
+        process.stderr.read()
+        assert process.wait(30) == 130
+    assert count_marked(mark) == 0
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def count_marked(mark: str) -> int:
+    """Count the processes that have a mark in their environment."""
+    found = 0
+    for entry in Path("/proc").iterdir():
+        try:
+            found += entry.name.isdigit() and mark.encode() in (entry / "environ").read_bytes()
+        except OSError:
+            continue
+    return found
+
+
+# ---- capacity
+
+
+def test_bisect_finds_limit() -> None:
+    tried = []
+
+    def probe(rate: int) -> load.Probe:
+        tried.append(rate)
+        return load.Probe(rate, 3.0 if rate <= 31_000 else 80.0 if rate < 50_000 else float("inf"), rate / 100_000)
+
+    found, above = load.bisect(probe, 60, 70_000, 0.05)
+    assert found == pytest.approx(31_000, rel=0.06)
+    assert found <= 31_000 < above.rate
+    assert len(tried) <= 8
+
+
+def test_bisect_none_is_low_enough() -> None:
+    found, above = load.bisect(lambda rate: load.Probe(rate, 100.0, 0.1), 60, 1000, 0.05)
+    assert found == 0
+    assert above is not None
+
+
+# ---- inputs
+
+
+def test_reviews_are_reproducible_and_distinct(star_model: Path) -> None:
+    reviews = data.generate_reviews(star_model, 300)
+    assert reviews == data.generate_reviews(star_model, 300)
+    assert len(set(reviews)) == 300
+    assert reviews != data.generate_reviews(star_model, 300, seed=1)
+
+
+def test_reviews_have_lengths_of_amazon_reviews(star_model: Path) -> None:
+    lengths = [len(review) for review in data.generate_reviews(star_model, 3000)]
+    assert statistics.median(lengths) == pytest.approx(data.MEDIAN_LENGTH, rel=0.05)
+    assert statistics.fmean(lengths) == pytest.approx(data.MEAN_LENGTH, rel=0.05)
+    assert max(lengths) <= data.LONGEST
+
+
+def test_reviews_use_the_models_words(star_model: Path) -> None:
+    vocabulary = set(data.read_vocabulary(star_model)[0])
+    words = re.findall(r"\w+", " ".join(data.generate_reviews(star_model, 100)).lower())
+    assert set(words) <= vocabulary
+
+
+# ---- the README
+
+
+RESULTS = report.RESULTS / "load.json"
+
+
+def test_breakdown_adds_up() -> None:
+    results = {
+        "maximum": [
+            {"server": server, "workload": "short", "cpu_us": microseconds}
+            for server, microseconds in (("floor", 10.0), ("pyserve", 12.5), ("granian", 25.0))
+        ],
+        "model_us": {"short": 1.5},
+    }
+    (part,) = load.break_down(results)
+    assert (part["server"], part["workload"]) == ("pyserve", "short")
+    assert (part["total_us"], part["floor_us"], part["model_us"], part["own_us"]) == (12.5, 10.0, 1.5, 1.0)
+
+
+def test_readme_shows_the_results() -> None:
+    readme = report.README.read_text()
+    assert report.place(readme, report.render(json.loads(RESULTS.read_text()))) == readme
+
+
+def test_readme_check_notices_a_difference(tmp_path: Path) -> None:
+    changed = tmp_path / "README.md"
+    changed.write_text(
+        re.sub(r"(?<=\| pyserve \| )\d", "9", report.README.read_text()).replace("times gunicorn", "times")
+    )
+    command = [sys.executable, "-m", "benchmarks.report", "--check", "--readme", str(changed)]
+    assert subprocess.run(command, cwd=ROOT, check=False, capture_output=True).returncode == 1
+
+
+def test_readme_pictures_are_there_and_small() -> None:
+    names = re.findall(r"!\[[^]]+\]\((benchmarks/results/[^)]+)\)", report.README.read_text())
+    assert len(names) >= 5
+    for name in names:
+        size = (ROOT / name).stat().st_size
+        assert 0 < size < 100_000, name
+
+
+def test_results_hold_raw_percentiles() -> None:
+    for run in json.loads(RESULTS.read_text())["latency"]:
+        points = read_percentiles((report.RESULTS / run["file"]).read_text().splitlines())
+        for percentile in (50.0, 90.0, 99.0, 99.9):
+            before = max(value for reached, value in points if reached <= percentile)
+            shown = run["percentiles"][f"{percentile:g}"]
+            assert before * 0.99 <= shown <= pick(points, percentile) * 1.01, run["file"]
+
+
+def test_results_hold_no_path_of_a_machine() -> None:
+    text = RESULTS.read_text()
+    assert not re.search(r"/(home|root|tmp|work|usr)/", text)
