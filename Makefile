@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SYSTEM_PACKAGES := g++ libev-dev python3-dev python3-venv
 PACKAGE_SOURCES := setup.py $(wildcard ext/*.pyx pyserve/*.pxd ext/*.hpp ext/*.cpp)
 
-.PHONY: help build serve test test-slow test-sanitize bench load load-report compare wheel lint clean
+.PHONY: help build serve test test-wheel test-slow test-sanitize bench load load-report compare wheel lint clean
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -55,6 +55,9 @@ serve: build ## serve on 127.0.0.1:9000; more options in ARGS
 
 test: build ## run the tests
 	$(BIN)/pytest -m 'not slow' $(ARGS)
+
+test-wheel: build ## build a wheel and an sdist, install both elsewhere and serve
+	$(BIN)/pytest -m slow tests/test_wheel.py $(ARGS)
 
 test-slow: build ## run the tests that build wheels or run for minutes
 	$(BIN)/pytest -m slow $(ARGS)
