@@ -1,0 +1,15 @@
+# What the classifier calls without a detour through Python. Plain C, so that C and C++ modules can use it.
+
+cdef struct Score:
+    Py_ssize_t label  # its number in the model
+    float confidence
+
+
+cdef class NativeEngine:
+    cdef void* _engine
+    cdef tuple _labels
+    cdef readonly object info
+
+    cdef Py_ssize_t score(
+        self, const char* line, Py_ssize_t size, Py_ssize_t k, float threshold, Score* scores
+    ) except -1
