@@ -7,6 +7,7 @@
 //   uint32_t match_slots(const Bucket&, uint16_t)          the slots that hold a fingerprint, in a form of its own:
 //   uint32_t first_slot(uint32_t matches)                  the first of them, anything below 15 where there is none
 //   bool has_more(uint32_t matches)                        whether there are several
+//   void hash_lanes(keys, sizes, tokens, hashes)           FNV-1a of HASH_LANES keys at once; may be left out
 //
 // The order of every floating point operation is fastText's; what runs side by side are different dimensions or labels. Loops
 // over tokens have no branch that depends on whether a token is known: half of them are not, and a branch that is mispredicted
@@ -23,8 +24,8 @@ constexpr uint64_t EOS_KEY = 0x3e732f3c;            // "</s>"
 constexpr uint64_t LABEL_KEY = 0x6c6562616c5f5f;    // "__label"
 constexpr uint64_t LABEL_TAIL = 0x5f5f;             // "__"
 
-typedef float Pair __attribute__((vector_size(8)));
 typedef float Quad __attribute__((vector_size(16)));
+typedef float Eight __attribute__((vector_size(32), aligned(4)));
 typedef float Sixteen __attribute__((vector_size(64), aligned(4)));
 
 // What a line has given so far.
@@ -61,10 +62,14 @@ KERNEL size_t find_edges(const uint8_t* text, size_t blocks, uint16_t* edges) {
     uint64_t changes = spaces ^ (spaces << 1 | before);
     before = spaces >> 63;
     const auto base = static_cast<uint16_t>(64 * block);
-    while (changes != 0) {
-      edges[number++] = static_cast<uint16_t>(base + __builtin_ctzll(changes));
-      changes &= changes - 1;
+    const auto count = static_cast<size_t>(__builtin_popcountll(changes));
+    for (size_t i = 0; i < count; i += 8) {  // eight at a time, so that branches are few; what is too much is overwritten
+      for (size_t j = 0; j < 8; j++) {
+        edges[number + i + j] = static_cast<uint16_t>(base + __builtin_ctzll(changes | uint64_t{1} << 63));
+        changes &= changes - 1;
+      }
     }
+    number += count;
   }
   return number;
 }
@@ -72,15 +77,14 @@ KERNEL size_t find_edges(const uint8_t* text, size_t blocks, uint16_t* edges) {
 // --- rows of the input matrix ---------------------------------------------------------------------------------------------
 
 template <int NSUBQ>
-KERNEL void add_packed_rows(const RowStore& store, const uint32_t* rows, size_t number, float* hidden) {
+KERNEL void add_packed_rows(const RowStore& store, const uint64_t* rows, size_t number, float* hidden) {
   constexpr int QUADS = (NSUBQ + 1) / 2;
   const float* centroids = store.centroids.data();
   const float* norms = store.norms.data();
-  const uint64_t* packed = store.packed.data();
   Quad sums[QUADS];
   std::memcpy(sums, hidden, sizeof(sums));
   for (size_t i = 0; i < number; i++) {
-    const uint64_t row = packed[rows[i]];
+    const uint64_t row = rows[i];
     const float norm = NSUBQ == 8 ? 1.0F : norms[row >> 56];
     const Quad scale = {norm, norm, norm, norm};
     for (int quad = 0; quad < QUADS; quad++) {
@@ -98,17 +102,11 @@ KERNEL void add_packed_rows(const RowStore& store, const uint32_t* rows, size_t 
   std::memcpy(hidden, sums, sizeof(sums));
 }
 
-KERNEL void add_quantized_rows(const Tables& tables, const uint32_t* rows, size_t number, float* hidden) {
-  const RowStore& store = tables.rows;
+KERNEL void add_quantized_rows(const RowStore& store, const uint64_t* rows, size_t number, float* hidden) {
   const QuantizerView& quantizer = store.matrix.quantizer;
-  const auto words = static_cast<uint32_t>(tables.words_number);
   for (size_t i = 0; i < number; i++) {
-    uint32_t row = rows[i];
-    if (tables.ngram_rows == NgramRows::selection && row >= words) {
-      row = words + tables.ngram_file_rows[row - words];
-    }
-    const float norm = store.matrix.qnorm ? store.norms[store.matrix.norm_codes[row]] : 1.0F;
-    const uint8_t* codes = store.matrix.codes + static_cast<size_t>(row) * quantizer.nsubq;
+    const float norm = store.matrix.qnorm ? store.norms[store.matrix.norm_codes[rows[i]]] : 1.0F;
+    const uint8_t* codes = store.matrix.codes + rows[i] * quantizer.nsubq;
     const float* centroids = store.centroids.data();
     float* target = hidden;
     for (int32_t part = 0; part < quantizer.nsubq - 1; part++) {
@@ -128,7 +126,7 @@ KERNEL void add_quantized_rows(const Tables& tables, const uint32_t* rows, size_
 
 // Columns are taken in groups that stay in registers over all rows.
 template <int VECTORS>
-KERNEL void add_dense_columns(const uint8_t* cells, size_t row_size, const uint32_t* rows, size_t number, float* hidden) {
+KERNEL void add_dense_columns(const uint8_t* cells, size_t row_size, const uint64_t* rows, size_t number, float* hidden) {
   Sixteen sums[VECTORS];
   std::memcpy(sums, hidden, sizeof(sums));
   for (size_t i = 0; i < number; i++) {
@@ -142,7 +140,7 @@ KERNEL void add_dense_columns(const uint8_t* cells, size_t row_size, const uint3
   std::memcpy(hidden, sums, sizeof(sums));
 }
 
-KERNEL void add_dense_rows(const RowStore& store, const uint32_t* rows, size_t number, float* hidden) {
+KERNEL void add_dense_rows(const RowStore& store, const uint64_t* rows, size_t number, float* hidden) {
   const size_t row_size = sizeof(float) * store.dim;
   const uint8_t* cells = store.matrix.cells;
   uint32_t column = 0;
@@ -168,14 +166,14 @@ KERNEL void add_dense_rows(const RowStore& store, const uint32_t* rows, size_t n
   std::memcpy(hidden + column, sums, sizeof(float) * rest);
 }
 
-KERNEL void add_rows(Line& line, const uint32_t* rows, size_t number) {
+KERNEL void add_rows(Line& line, const uint64_t* rows, size_t number) {
   const RowStore& store = line.tables->rows;
   line.rows_number += number;
   if (store.kind == RowKind::dense) {
     return add_dense_rows(store, rows, number, line.hidden);
   }
   if (store.kind == RowKind::quantized) {
-    return add_quantized_rows(*line.tables, rows, number, line.hidden);
+    return add_quantized_rows(store, rows, number, line.hidden);
   }
   switch (store.matrix.quantizer.nsubq) {
     case 1: return add_packed_rows<1>(store, rows, number, line.hidden);
@@ -191,32 +189,47 @@ KERNEL void add_rows(Line& line, const uint32_t* rows, size_t number) {
 
 // --- n-grams --------------------------------------------------------------------------------------------------------------
 
-// Replaces n-gram ids by their rows, leaving out those that have none. Returns how many are left.
-KERNEL size_t find_ngram_rows(const Tables& tables, uint32_t* ids, size_t number) {
-  const auto words = static_cast<uint32_t>(tables.words_number);
+// Finds the rows of n-gram ids, leaving out those that have none. Returns how many there are.
+KERNEL size_t find_ngram_rows(const Tables& tables, const uint32_t* ids, size_t number, uint64_t* rows) {
+  const uint64_t* ngrams = tables.rows.ngrams.data();
   if (tables.ngram_rows == NgramRows::none) {
     return 0;
   }
   if (tables.ngram_rows == NgramRows::all) {
+    const auto words = static_cast<uint64_t>(tables.words_number);
     for (size_t i = 0; i < number; i++) {
-      ids[i] += words;
+      rows[i] = ngrams != nullptr ? ngrams[ids[i]] : words + ids[i];
     }
     return number;
   }
   const NgramTable& table = tables.ngrams;
+  const Bucket* buckets = table.buckets.data();
+  uint32_t mixed[MAX_ROWS];
+  uint32_t buckets_of[MAX_ROWS];
+  for (size_t i = 0; i < number; i++) {
+    mixed[i] = mix_ngram(ids[i], table);
+    buckets_of[i] = ngram_bucket(mixed[i], table);
+    __builtin_prefetch(buckets + buckets_of[i]);
+  }
+  uint32_t places[MAX_ROWS];
   size_t found = 0;
   for (size_t i = 0; i < number; i++) {
-    const uint32_t mixed = mix_ngram(ids[i], table);
-    const Bucket& bucket = table.buckets[ngram_bucket(mixed, table)];
-    const uint32_t matches = match_slots(bucket, static_cast<uint16_t>(mixed));
-    ids[found] = words + bucket.start + first_slot(matches);
+    const Bucket& bucket = buckets[buckets_of[i]];
+    const uint32_t matches = match_slots(bucket, static_cast<uint16_t>(mixed[i]));
+    const uint32_t place = matches != 0 ? bucket.start + first_slot(matches) : 0;
+    places[found] = place;
+    __builtin_prefetch(&ngrams[place]);
     found += matches != 0;
+  }
+  for (size_t i = 0; i < found; i++) {
+    rows[i] = ngrams[places[i]];
   }
   return found;
 }
 
-KERNEL void add_ngrams(Line& line, uint32_t* ids, size_t number) {
-  add_rows(line, ids, find_ngram_rows(*line.tables, ids, number));
+KERNEL void add_ngrams(Line& line, const uint32_t* ids, size_t number) {
+  uint64_t rows[MAX_ROWS];
+  add_rows(line, rows, find_ngram_rows(*line.tables, ids, number, rows));
 }
 
 // Word n-grams of all orders up to that of the model: Dictionary::addWordNgrams.
@@ -293,11 +306,6 @@ KERNEL void add_subwords(Line& line, const uint8_t* token, size_t size) {
 
 // --- words ----------------------------------------------------------------------------------------------------------------
 
-struct Key {
-  uint64_t low;
-  uint64_t high;
-};
-
 // The first 16 bytes of a token, NULs behind its end. Reads 16 bytes in any case.
 KERNEL inline Key load_key(const uint8_t* token, size_t size) {
   const uint64_t* masks = KEY_MASKS.masks[size];
@@ -309,13 +317,13 @@ KERNEL inline bool is_entry(const WordEntry& entry, Key key) {
 }
 
 // Looks for a key among all entries whose fingerprint fits. Needed where there are several, which is rare.
-KERNEL __attribute__((noinline)) const WordEntry* search_bucket(const WordTable& table, const Bucket& bucket, Key key) {
-  for (uint32_t slot = 0; slot < Bucket::SLOTS; slot++) {
+KERNEL __attribute__((noinline)) uint32_t search_bucket(const WordTable& table, const Bucket& bucket, Key key) {
+  for (uint32_t slot = 0; slot < Bucket::SLOTS && bucket.fingerprints[slot] != 0; slot++) {
     if (is_entry(table.entries[bucket.start + slot], key)) {
-      return &table.entries[bucket.start + slot];
+      return bucket.start + slot;
     }
   }
-  return &table.entries[bucket.start];
+  return 0;
 }
 
 // The entry of a key if it has one, else some other entry.
@@ -324,9 +332,9 @@ KERNEL inline const WordEntry& find_candidate(const WordTable& table, Key key) {
   const Bucket& bucket = table.buckets[word_bucket(hash, table.buckets_number)];
   const uint32_t matches = match_slots(bucket, word_fingerprint(hash));
   if (__builtin_expect(has_more(matches), 0)) {
-    return *search_bucket(table, bucket, key);
+    return table.entries[search_bucket(table, bucket, key)];
   }
-  return table.entries[bucket.start + first_slot(matches)];
+  return table.entries[matches != 0 ? bucket.start + first_slot(matches) : 0];
 }
 
 KERNEL bool is_label_prefix(const uint8_t* token, size_t size) { return size >= 9 && std::memcmp(token, "__label__", 9) == 0; }
@@ -336,13 +344,14 @@ enum class Token { word, unknown, skipped };
 // What a token is, for those that do not take the short way: long ones, and all where subwords are in use.
 struct Resolved {
   Token kind;
-  int32_t id;
   int32_t hash;
+  uint64_t row;
 };
 
 KERNEL __attribute__((noinline)) Resolved resolve(const Tables& tables, const uint8_t* token, size_t size) {
   int32_t id = -1;
   int32_t hash = 0;
+  uint64_t row = 0;
   if (size <= WordEntry::KEY_SIZE) {
     uint8_t padded[WordEntry::KEY_SIZE] = {};
     std::memcpy(padded, token, size);
@@ -351,6 +360,7 @@ KERNEL __attribute__((noinline)) Resolved resolve(const Tables& tables, const ui
     if (is_entry(entry, key)) {
       id = entry.id;
       hash = entry.hash;
+      row = entry.row;
     } else {
       hash = static_cast<int32_t>(hash_bytes(HASH_START, token, size));
     }
@@ -363,15 +373,16 @@ KERNEL __attribute__((noinline)) Resolved resolve(const Tables& tables, const ui
       const LongWordTable::Entry& entry = table.entries[place];
       if (entry.hash == hash && entry.size == size && std::memcmp(entry.text, token, size) == 0) {
         id = entry.id;
+        row = entry.row;
         break;
       }
       place = (place + 1) & table.mask;
     }
   }
   if (id >= tables.words_number || (id < 0 && is_label_prefix(token, size))) {
-    return {Token::skipped, id, hash};
+    return {Token::skipped, hash, row};
   }
-  return {id < 0 ? Token::unknown : Token::word, id, hash};
+  return {id < 0 ? Token::unknown : Token::word, hash, row};
 }
 
 KERNEL inline bool is_eos(const uint8_t* token, size_t size) { return size == 4 && std::memcmp(token, "</s>", 4) == 0; }
@@ -387,21 +398,28 @@ KERNEL void add_token(Line& line, const uint8_t* token, size_t size) {
   }
   line.hashes[line.hashes_number++] = resolved.hash;
   if (resolved.kind == Token::word) {
-    const auto row = static_cast<uint32_t>(resolved.id);
-    add_rows(line, &row, 1);
+    add_rows(line, &resolved.row, 1);
   }
   if (tables.maxn > 0 && !eos) {
     add_subwords(line, token, size);
   }
 }
 
-// FNV-1a of tokens of at most 16 bytes.
-KERNEL void hash_unknown(const uint8_t* text, const uint16_t* edges, const uint16_t* tokens, size_t number, int32_t* hashes) {
+// FNV-1a of some of the keys. There is room for more behind the last token.
+KERNEL void hash_unknown(const Key* keys, const uint8_t* sizes, uint16_t* tokens, size_t number, int32_t* hashes) {
+#if defined(HASH_LANES)
+  for (size_t i = 0; i < HASH_LANES; i++) {
+    tokens[number + i] = tokens[number == 0 ? 0 : number - 1];
+  }
+  for (size_t i = 0; i < number; i += HASH_LANES) {
+    hash_lanes(keys, sizes, tokens + i, hashes);
+  }
+#else
   for (size_t i = 0; i < number; i++) {
     const uint16_t token = tokens[i];
-    const size_t start = edges[2 * token];
-    hashes[token] = static_cast<int32_t>(hash_bytes(HASH_START, text + start, edges[2 * token + 1] - start));
+    hashes[token] = static_cast<int32_t>(hash_bytes(HASH_START, reinterpret_cast<const uint8_t*>(keys + token), sizes[token]));
   }
+#endif
 }
 
 // Takes the hashes of tokens that are labels, or look like one, out again.
@@ -423,43 +441,76 @@ KERNEL void add_words(Line& line, const uint8_t* text, const uint16_t* edges, si
   const Tables& tables = *line.tables;
   const auto words = static_cast<uint32_t>(tables.words_number);
   int32_t* hashes = line.hashes + line.hashes_number;
-  uint32_t rows[MAX_TOKENS];
-  uint16_t unknown[MAX_TOKENS];
+  uint64_t rows[MAX_TOKENS];
+  Key keys[MAX_TOKENS];
+  uint32_t buckets_of[MAX_TOKENS];
+  uint32_t places[MAX_TOKENS];
+  uint16_t fingerprints[MAX_TOKENS];
+  uint8_t sizes[MAX_TOKENS];
+  uint16_t unknown[MAX_TOKENS + 16];
+  unknown[0] = 0;
   uint16_t dropped[MAX_TOKENS];
+  const WordTable& table = tables.words;
+  const Bucket* buckets = table.buckets.data();
+  const WordEntry* entries = table.entries.data();
+  const uint32_t buckets_number = table.buckets_number;
+  const uint64_t seed[2] = {table.seed[0], table.seed[1]};
   size_t rows_number = 0;
   size_t unknown_number = 0;
   size_t dropped_number = 0;
+  // Loop by loop over all tokens, so that many of them wait for memory at the same time.
+  bool ended = false;
   for (size_t i = 0; i < tokens; i++) {
-    const uint8_t* token = text + edges[2 * i];
-    const size_t size = edges[2 * i + 1] - edges[2 * i];
-    if (__builtin_expect(size > WordEntry::KEY_SIZE, 0)) {
-      const Resolved resolved = resolve(tables, token, size);
+    const size_t start = edges[2 * i];
+    const size_t size = edges[2 * i + 1] - start;
+    sizes[i] = static_cast<uint8_t>(size <= WordEntry::KEY_SIZE ? size : 0);
+    const Key key = load_key(text + start, sizes[i]);
+    const uint64_t hash = hash_key(key.low, key.high, seed);
+    const uint32_t bucket = word_bucket(hash, buckets_number);
+    __builtin_prefetch(buckets + bucket);
+    keys[i] = key;
+    buckets_of[i] = bucket;
+    fingerprints[i] = word_fingerprint(hash);
+    // What follows </s> is cut off.
+    const bool ends = (key.low == EOS_KEY) & (size == 4);
+    tokens = ends ? i + 1 : tokens;
+    ended |= ends;
+  }
+  line.ended = ended;
+  for (size_t i = 0; i < tokens; i++) {
+    const Bucket& bucket = buckets[buckets_of[i]];
+    const uint32_t matches = match_slots(bucket, fingerprints[i]);
+    uint32_t place = matches != 0 ? bucket.start + first_slot(matches) : 0;
+    if (__builtin_expect(has_more(matches), 0)) {
+      place = search_bucket(table, bucket, keys[i]);
+    }
+    places[i] = place;
+    __builtin_prefetch(entries + place);
+  }
+  for (size_t i = 0; i < tokens; i++) {
+    const Key key = keys[i];
+    const WordEntry& entry = entries[places[i]];
+    if (__builtin_expect(key.low == 0, 0)) {
+      const Resolved resolved = resolve(tables, text + edges[2 * i], edges[2 * i + 1] - edges[2 * i]);
       hashes[i] = resolved.hash;
-      rows[rows_number] = static_cast<uint32_t>(resolved.id);
+      rows[rows_number] = resolved.row;
       rows_number += resolved.kind == Token::word;
       dropped[dropped_number] = static_cast<uint16_t>(i);
       dropped_number += resolved.kind == Token::skipped;
       continue;
     }
-    const Key key = load_key(token, size);
-    const WordEntry& entry = find_candidate(tables.words, key);
     const bool known = is_entry(entry, key);
-    const auto id = static_cast<uint32_t>(entry.id);
-    const bool is_word = id < words;
+    const bool is_word = static_cast<uint32_t>(entry.id) < words;
     const bool looks_like_label = (key.low << 8 == LABEL_KEY << 8) & ((key.low >> 56 | (key.high & 0xff) << 8) == LABEL_TAIL);
     hashes[i] = entry.hash;
-    rows[rows_number] = id;
+    rows[rows_number] = entry.row;
     rows_number += known & is_word;
     unknown[unknown_number] = static_cast<uint16_t>(i);
     unknown_number += !known;
     dropped[dropped_number] = static_cast<uint16_t>(i);
     dropped_number += known ? !is_word : looks_like_label;
-    // What follows </s> is cut off.
-    const bool ends = (key.low == EOS_KEY) & (size == 4);
-    tokens = ends ? i + 1 : tokens;
-    line.ended |= ends;
   }
-  hash_unknown(text, edges, unknown, unknown_number, hashes);
+  hash_unknown(keys, sizes, unknown, unknown_number, hashes);
   if (__builtin_expect(dropped_number != 0, 0)) {
     tokens = drop_hashes(hashes, tokens, dropped, dropped_number);
   }
@@ -482,7 +533,7 @@ KERNEL size_t cut_chunk(const uint8_t* text) {
 // Sums up the rows of all words, then those of all word n-grams.
 KERNEL void add_line(Line& line, const uint8_t* text, size_t size, bool with_eos) {
   alignas(64) uint8_t chunk[CHUNK + 192];
-  uint16_t edges[2 * MAX_TOKENS];
+  uint16_t edges[2 * MAX_TOKENS + 8];
   while (!line.ended && (size > 0 || with_eos)) {
     size_t length = size;
     if (size > CHUNK) {
@@ -540,22 +591,34 @@ KERNEL uint64_t compute_hidden(const Tables& tables, const uint8_t* text, size_t
 
 // --- output ---------------------------------------------------------------------------------------------------------------
 
+// The scores of some neighbouring labels at once.
+template <typename Vector>
+KERNEL inline void score_labels(const OutputLayer& output, const float* hidden, size_t label, float* scores) {
+  const float* weights = output.transposed.data() + label;
+  Vector sums = {};
+  for (uint32_t j = 0; j < output.dim; j++) {
+    Vector column;
+    std::memcpy(&column, weights, sizeof(column));
+    sums += column * hidden[j];
+    weights += output.padded_labels;
+  }
+  if (output.norms) {
+    Vector norms;
+    std::memcpy(&norms, output.norms.data() + label, sizeof(norms));
+    sums *= norms;
+  }
+  std::memcpy(scores + label, &sums, sizeof(sums));
+}
+
 KERNEL void compute_scores(const OutputLayer& output, const float* hidden, float* scores) {
-  const size_t stride = output.padded_labels;
+  if (output.labels <= 4) {
+    return score_labels<Quad>(output, hidden, 0, scores);
+  }
+  if (output.labels <= 8) {
+    return score_labels<Eight>(output, hidden, 0, scores);
+  }
   for (size_t label = 0; label < output.padded_labels; label += 16) {
-    const float* weights = output.transposed.data() + label;
-    Sixteen sums = {};
-    for (uint32_t j = 0; j < output.dim; j++) {
-      Sixteen column;
-      std::memcpy(&column, weights + j * stride, sizeof(column));
-      sums += column * hidden[j];
-    }
-    if (output.norms) {
-      Sixteen norms;
-      std::memcpy(&norms, output.norms.data() + label, sizeof(norms));
-      sums *= norms;
-    }
-    std::memcpy(scores + label, &sums, sizeof(sums));
+    score_labels<Sixteen>(output, hidden, label, scores);
   }
 }
 

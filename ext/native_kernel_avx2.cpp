@@ -42,6 +42,49 @@ KERNEL inline bool has_more(uint32_t matches) {
   return (without_bit & (without_bit - 1)) != 0;
 }
 
+// FNV-1a of 8 keys at once, byte by byte.
+#define HASH_LANES 8
+KERNEL inline void hash_lanes(const Key* keys, const uint8_t* sizes, const uint16_t* tokens, int32_t* hashes) {
+  // Four keys below, four above; then one number of four bytes of every key beside the other.
+  __m256i rows[4];
+  alignas(32) int32_t lane_sizes[8];
+  for (int i = 0; i < 4; i++) {
+    rows[i] = _mm256_inserti128_si256(
+        _mm256_castsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(keys + tokens[i]))),
+        _mm_loadu_si128(reinterpret_cast<const __m128i*>(keys + tokens[i + 4])), 1);
+  }
+  for (int i = 0; i < 8; i++) {
+    lane_sizes[i] = sizes[tokens[i]];
+  }
+  const __m256i low01 = _mm256_unpacklo_epi32(rows[0], rows[1]);
+  const __m256i high01 = _mm256_unpackhi_epi32(rows[0], rows[1]);
+  const __m256i low23 = _mm256_unpacklo_epi32(rows[2], rows[3]);
+  const __m256i high23 = _mm256_unpackhi_epi32(rows[2], rows[3]);
+  const __m256i fours[4] = {_mm256_unpacklo_epi64(low01, low23), _mm256_unpackhi_epi64(low01, low23),
+                            _mm256_unpacklo_epi64(high01, high23), _mm256_unpackhi_epi64(high01, high23)};
+  const __m256i size = _mm256_load_si256(reinterpret_cast<const __m256i*>(lane_sizes));
+  const __m256i prime = _mm256_set1_epi32(16777619);
+  __m256i hash = _mm256_set1_epi32(static_cast<int>(HASH_START));
+  for (int four = 0; four < 4; four++) {
+    if (_mm256_testz_si256(_mm256_cmpgt_epi32(size, _mm256_set1_epi32(4 * four)), _mm256_set1_epi32(-1))) {
+      break;
+    }
+    __m256i bytes = fours[four];
+    for (int i = 0; i < 4; i++) {
+      const __m256i shifted = _mm256_slli_epi32(bytes, 24);
+      const __m256i byte = HASH_SIGNED ? _mm256_srai_epi32(shifted, 24) : _mm256_srli_epi32(shifted, 24);
+      const __m256i next = _mm256_mullo_epi32(_mm256_xor_si256(hash, byte), prime);
+      hash = _mm256_blendv_epi8(hash, next, _mm256_cmpgt_epi32(size, _mm256_set1_epi32(4 * four + i)));
+      bytes = _mm256_srli_epi32(bytes, 8);
+    }
+  }
+  alignas(32) int32_t results[8];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(results), hash);
+  for (int i = 0; i < 8; i++) {
+    hashes[tokens[i]] = results[i];
+  }
+}
+
 }  // namespace
 }  // namespace avx2
 }  // namespace pyserve

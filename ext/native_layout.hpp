@@ -46,20 +46,28 @@ struct alignas(32) Bucket {
 };
 static_assert(sizeof(Bucket) == 32);
 
+// A text of at most 16 bytes, filled up with NULs, as two numbers.
+struct Key {
+  uint64_t low;
+  uint64_t high;
+};
+
 // A word or a label of at most 16 bytes. The key is the text, filled up with NULs: no text holds a NUL, so keys are exact.
 struct alignas(32) WordEntry {
   static constexpr size_t KEY_SIZE = 16;
   uint8_t key[KEY_SIZE];
+  uint64_t row;  // of a word, as RowStore takes it
   int32_t hash;  // FNV-1a as fastText computes it
   int32_t id;    // place in the dictionary: words first, then labels
 };
 
-// From texts of at most 16 bytes to entries. Fingerprints are odd, so that 0 means an empty slot.
+// From texts of at most 16 bytes to entries. Fingerprints are odd, so that 0 means an empty slot. Entry 0 is nobody's: look-ups
+// that find nothing go there, so that they do not wait for memory.
 struct WordTable {
   uint64_t seed[2] = {0, 0};
   uint32_t buckets_number = 1;
   AlignedArray<Bucket> buckets;
-  AlignedArray<WordEntry> entries;  // in the order of the buckets; Bucket::SLOTS more than there are
+  AlignedArray<WordEntry> entries;  // in the order of the buckets, from 1
 };
 
 // From texts of more than 16 bytes to entries, by linear probing. They are rare.
@@ -67,6 +75,7 @@ struct LongWordTable {
   struct Entry {
     const uint8_t* text = nullptr;  // in the model file
     size_t size = 0;                // 0: empty
+    uint64_t row = 0;
     int32_t hash = 0;
     int32_t id = -1;
   };
@@ -84,7 +93,8 @@ struct Modulus {
 };
 
 // From n-gram ids to rows. An id is mixed one-to-one within `bits` bits; the mixed numbers of one bucket are at most 65,535
-// consecutive ones, so that their last 16 bits are exact. Empty slots repeat the first one, or hold what cannot come up.
+// consecutive ones, so that their last 16 bits are exact. Empty slots repeat the first one, or hold what cannot come up. Number
+// 0 is no row's: look-ups that find nothing go there.
 struct NgramTable {
   uint32_t bits = 1;
   uint32_t multipliers[2] = {1, 1};
@@ -92,27 +102,27 @@ struct NgramTable {
   AlignedArray<Bucket> buckets;
 };
 
-// How the rows of the input matrix are kept.
+// How the rows of the input matrix are kept, and what stands for a row in lists of them.
 enum class RowKind {
-  dense,      // in the file
-  quantized,  // in the file
-  packed,     // quantized with parts of 2 dimensions, at most 8 codes with the norm's: 8 bytes for a row
+  dense,      // in the file; its number there
+  quantized,  // in the file; its number there
+  packed,     // quantized with parts of 2 dimensions, at most 8 codes with the norm's; these: code m in byte m, the norm's in byte 7
 };
 
 struct RowStore {
   RowKind kind = RowKind::dense;
   uint32_t dim = 0;
   MatrixView matrix;
-  // packed: row r is the little-endian number rows[r]: code m in byte m, the norm's in byte 7.
-  AlignedArray<uint64_t> packed;
-  AlignedArray<float> centroids;    // packed: [nsubq][256][2]; quantized: as in the file, but aligned
-  AlignedArray<float> norms;        // [256]; ones where norms are not quantized
+  AlignedArray<float> centroids;  // packed: [nsubq][256][2]; quantized: as in the file, but aligned
+  AlignedArray<float> norms;      // [256]; ones where norms are not quantized
+  // What stands for the rows of n-grams: in the order of NgramTable, where they are a selection; else by their ids, if packed.
+  AlignedArray<uint64_t> ngrams;
 };
 
 // The output matrix.
 struct OutputLayer {
   uint32_t labels = 0;
-  uint32_t padded_labels = 0;  // a multiple of 16
+  uint32_t padded_labels = 0;  // 4, 8 or a multiple of 16
   uint32_t dim = 0;
   MatrixView matrix;
   AlignedArray<float> transposed;  // [dim][padded_labels], where that is small; quantized: without the norms
@@ -135,8 +145,6 @@ struct Tables {
   WordTable words;
   LongWordTable long_words;
   NgramTable ngrams;
-  // Where rows are not packed: the file's row of every row that NgramTable gives.
-  AlignedArray<uint32_t> ngram_file_rows;
   RowStore rows;
   OutputLayer output;
 };
@@ -145,6 +153,8 @@ struct Tables {
 #if !defined(PYSERVE_HASH_BYTE)
 #define PYSERVE_HASH_BYTE int8_t
 #endif
+
+constexpr bool HASH_SIGNED = static_cast<PYSERVE_HASH_BYTE>(-1) < 0;
 
 // FNV-1a over signed bytes: Dictionary::hash.
 constexpr uint32_t HASH_START = 2166136261U;

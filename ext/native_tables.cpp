@@ -8,8 +8,9 @@
 namespace pyserve {
 namespace {
 
-constexpr uint32_t MEAN_LOAD = 5;  // entries in a bucket, at first
-constexpr int ATTEMPTS = 48;
+constexpr uint32_t MEAN_LOAD = 6;  // entries in a bucket, at first
+constexpr int ATTEMPTS = 400;
+constexpr int ATTEMPTS_PER_SIZE = 4;
 constexpr uint64_t CELLS_COPIED = 1 << 18;  // an output matrix of at most 1 MB is kept in the order that answers fastest
 
 // A sequence of numbers without a pattern (S. Vigna's splitmix64), to draw seeds from: the same at every load.
@@ -49,15 +50,34 @@ Modulus make_modulus(uint32_t divisor) {
 
 struct Entry {
   std::string_view text;
+  uint64_t row;
   int32_t id;
 };
+
+bool can_pack(const MatrixView& matrix) {
+  return matrix.quantized && matrix.quantizer.dsub == 2 && matrix.quantizer.nsubq + (matrix.qnorm ? 1 : 0) <= 8;
+}
+
+uint64_t pack_row(const MatrixView& matrix, size_t row) {
+  const int32_t nsubq = matrix.quantizer.nsubq;
+  uint64_t packed = 0;
+  std::memcpy(&packed, matrix.codes + row * nsubq, nsubq);
+  if (matrix.qnorm) {
+    packed |= static_cast<uint64_t>(matrix.norm_codes[row]) << 56;
+  }
+  return packed;
+}
+
+// What stands for a row of the file's matrix.
+uint64_t make_row(const MatrixView& matrix, size_t row) { return can_pack(matrix) ? pack_row(matrix, row) : row; }
 
 // The entries by which a token is found. Where a text comes twice, fastText finds the last one.
 void split_entries(const ModelFile& model, std::vector<Entry>& short_ones, std::vector<Entry>& long_ones) {
   int32_t id = 0;
   for (const auto* entries : {&model.words, &model.labels}) {
     for (const EntryView& entry : *entries) {
-      (entry.text.size() <= WordEntry::KEY_SIZE ? short_ones : long_ones).push_back({entry.text, id++});
+      const uint64_t row = id < static_cast<int64_t>(model.words.size()) ? make_row(model.input, id) : 0;
+      (entry.text.size() <= WordEntry::KEY_SIZE ? short_ones : long_ones).push_back({entry.text, row, id++});
     }
   }
 }
@@ -67,6 +87,7 @@ WordEntry make_entry(const Entry& entry) {
   std::memcpy(made.key, entry.text.data(), entry.text.size());
   made.hash = static_cast<int32_t>(
       hash_bytes(HASH_START, reinterpret_cast<const uint8_t*>(entry.text.data()), entry.text.size()));
+  made.row = entry.row;
   made.id = entry.id;
   return made;
 }
@@ -87,14 +108,14 @@ bool fill_counts(const std::vector<uint32_t>& bucket_of, std::vector<uint32_t>& 
 }
 
 void set_starts(const std::vector<uint32_t>& counts, AlignedArray<Bucket>& buckets) {
-  uint32_t start = 0;
+  uint32_t start = 1;
   for (size_t i = 0; i < counts.size(); i++) {
     buckets[i].start = start;
     start += counts[i];
   }
 }
 
-uint32_t grow(uint32_t number) { return number + number / 3 + 1; }
+uint32_t grow(uint32_t number, int attempt) { return attempt % ATTEMPTS_PER_SIZE == 0 ? number + number / 16 + 1 : number; }
 
 void build_words(const std::vector<Entry>& entries, WordTable& table) {
   std::vector<WordEntry> made;
@@ -119,11 +140,10 @@ void build_words(const std::vector<Entry>& entries, WordTable& table) {
     if (attempt == ATTEMPTS) {
       throw std::length_error("no table could be built for the words of this model");
     }
-    table.buckets_number = grow(table.buckets_number);
+    table.buckets_number = grow(table.buckets_number, attempt);
   }
   table.buckets = AlignedArray<Bucket>(table.buckets_number);
-  // A look-up that finds nothing still looks at the entry behind the bucket's last slot.
-  table.entries = AlignedArray<WordEntry>(made.size() + Bucket::SLOTS + 1);
+  table.entries = AlignedArray<WordEntry>(made.size() + 1);
   set_starts(counts, table.buckets);
   std::fill(counts.begin(), counts.end(), 0);
   for (size_t i = 0; i < made.size(); i++) {
@@ -153,6 +173,7 @@ void build_long_words(const std::vector<Entry>& entries, LongWordTable& table) {
     made.size = entry.text.size();
     const uint32_t hash = hash_bytes(HASH_START, made.text, made.size);
     made.hash = static_cast<int32_t>(hash);
+    made.row = entry.row;
     made.id = entry.id;
     uint32_t place = hash & table.mask;
     while (table.entries[place].size != 0 && (table.entries[place].size != made.size ||
@@ -168,8 +189,8 @@ struct Kept {
   uint32_t row;  // behind the words' rows
 };
 
-// Builds the table and returns the row of every place in it, in the table's order.
-std::vector<uint32_t> build_ngrams(const ModelFile& model, NgramTable& table) {
+// Builds the table of a pruned model, and what stands for the rows in its order.
+void build_ngrams(const ModelFile& model, NgramTable& table, AlignedArray<uint64_t>& rows) {
   const auto size = static_cast<size_t>(model.pruneidx_size);
   std::vector<Kept> kept(size);
   for (size_t i = 0; i < size; i++) {
@@ -198,7 +219,7 @@ std::vector<uint32_t> build_ngrams(const ModelFile& model, NgramTable& table) {
     if (attempt == ATTEMPTS) {
       throw std::length_error("no table could be built for the n-grams of this model");
     }
-    table.buckets_number = grow(table.buckets_number);
+    table.buckets_number = grow(table.buckets_number, attempt);
   }
   table.buckets = AlignedArray<Bucket>(table.buckets_number);
   set_starts(counts, table.buckets);
@@ -208,7 +229,7 @@ std::vector<uint32_t> build_ngrams(const ModelFile& model, NgramTable& table) {
     std::fill_n(table.buckets[i].fingerprints, Bucket::SLOTS, static_cast<uint16_t>(next / table.buckets_number));
   }
   std::fill(counts.begin(), counts.end(), 0);
-  std::vector<uint32_t> rows(size);
+  rows = AlignedArray<uint64_t>(size + 1);
   for (size_t i = 0; i < size; i++) {
     Bucket& bucket = table.buckets[bucket_of[i]];
     const uint32_t slot = counts[bucket_of[i]]++;
@@ -217,13 +238,17 @@ std::vector<uint32_t> build_ngrams(const ModelFile& model, NgramTable& table) {
     if (slot > 0) {  // the slots behind the last one repeat the first
       std::fill(bucket.fingerprints + slot + 1, bucket.fingerprints + Bucket::SLOTS, bucket.fingerprints[0]);
     }
-    rows[bucket.start + slot] = kept[i].row;
+    rows[bucket.start + slot] = make_row(model.input, model.words.size() + kept[i].row);
   }
-  return rows;
 }
 
-bool can_pack(const MatrixView& matrix) {
-  return matrix.quantized && matrix.quantizer.dsub == 2 && matrix.quantizer.nsubq + (matrix.qnorm ? 1 : 0) <= 8;
+void pack_all_ngrams(const ModelFile& model, AlignedArray<uint64_t>& rows) {
+  const size_t words = model.words.size();
+  const size_t size = static_cast<size_t>(model.input.rows) - words;
+  rows = AlignedArray<uint64_t>(size);
+  for (size_t i = 0; i < size; i++) {
+    rows[i] = pack_row(model.input, words + i);
+  }
 }
 
 float centroid(const QuantizerView& quantizer, size_t index) {
@@ -250,60 +275,35 @@ AlignedArray<float> copy_norms(const MatrixView& matrix) {
   return norms;
 }
 
-uint64_t pack_row(const MatrixView& matrix, size_t row) {
-  const int32_t nsubq = matrix.quantizer.nsubq;
-  uint64_t packed = 0;
-  std::memcpy(&packed, matrix.codes + row * nsubq, nsubq);
-  if (matrix.qnorm) {
-    packed |= static_cast<uint64_t>(matrix.norm_codes[row]) << 56;
-  }
-  return packed;
-}
-
-// The rows of words stay in their order; those of n-grams follow in the order of their table.
-void pack_rows(const MatrixView& matrix, size_t words, const std::vector<uint32_t>& ngram_rows, bool selection, RowStore& rows) {
-  const QuantizerView& quantizer = matrix.quantizer;
-  const size_t tail = static_cast<size_t>(matrix.rows) - words;
-  rows.packed = AlignedArray<uint64_t>(matrix.rows);
-  for (size_t row = 0; row < words; row++) {
-    rows.packed[row] = pack_row(matrix, row);
-  }
-  for (size_t i = 0; i < tail; i++) {
-    rows.packed[words + i] = pack_row(matrix, words + (selection ? ngram_rows[i] : i));
-  }
-  rows.centroids = AlignedArray<float>(static_cast<size_t>(quantizer.nsubq) * 256 * 2);
+// The centroids of parts of 2 dimensions; the last part may have only one, and a 0 then.
+AlignedArray<float> pair_centroids(const QuantizerView& quantizer) {
+  AlignedArray<float> pairs(static_cast<size_t>(quantizer.nsubq) * 256 * 2);
   for (int32_t part = 0; part < quantizer.nsubq; part++) {
     for (uint32_t code = 0; code < 256; code++) {
       for (int32_t i = 0; i < part_size(quantizer, part); i++) {
-        rows.centroids[(static_cast<size_t>(part) * 256 + code) * 2 + i] =
-            centroid(quantizer, centroid_index(quantizer, part, code) + i);
+        pairs[(static_cast<size_t>(part) * 256 + code) * 2 + i] = centroid(quantizer, centroid_index(quantizer, part, code) + i);
       }
     }
   }
+  return pairs;
 }
 
-void build_rows(const ModelFile& model, const std::vector<uint32_t>& ngram_rows, Tables& tables) {
-  RowStore& rows = tables.rows;
+void build_rows(const ModelFile& model, RowStore& rows) {
   rows.matrix = model.input;
   rows.dim = static_cast<uint32_t>(model.args.dim);
   if (!model.input.quantized) {
-    rows.kind = RowKind::dense;
     return;
   }
   rows.norms = copy_norms(model.input);
   if (can_pack(model.input)) {
     rows.kind = RowKind::packed;
-    pack_rows(model.input, model.words.size(), ngram_rows, model.pruned(), rows);
+    rows.centroids = pair_centroids(model.input.quantizer);
     return;
   }
   rows.kind = RowKind::quantized;
   const size_t cells = static_cast<size_t>(model.args.dim) * 256;
   rows.centroids = AlignedArray<float>(cells);
   std::memcpy(rows.centroids.data(), model.input.quantizer.centroids, cells * sizeof(float));
-  tables.ngram_file_rows = AlignedArray<uint32_t>(ngram_rows.size());
-  for (size_t i = 0; i < ngram_rows.size(); i++) {
-    tables.ngram_file_rows[i] = ngram_rows[i];
-  }
 }
 
 float output_cell(const MatrixView& matrix, size_t row, int32_t column) {
@@ -320,7 +320,7 @@ void build_output(const ModelFile& model, OutputLayer& output) {
   const MatrixView& matrix = model.output;
   output.matrix = matrix;
   output.labels = static_cast<uint32_t>(matrix.rows);
-  output.padded_labels = (output.labels + 15) / 16 * 16;
+  output.padded_labels = output.labels <= 4 ? 4 : output.labels <= 8 ? 8 : (output.labels + 15) / 16 * 16;
   output.dim = static_cast<uint32_t>(matrix.columns);
   if (matrix.quantized && matrix.qnorm) {
     output.norms = AlignedArray<float>(output.padded_labels);
@@ -353,14 +353,16 @@ void build_tables(const ModelFile& model, Tables& tables) {
   split_entries(model, short_ones, long_ones);
   build_words(short_ones, tables.words);
   build_long_words(long_ones, tables.long_words);
-  std::vector<uint32_t> ngram_rows;
+  build_rows(model, tables.rows);
   if (!model.pruned()) {
     tables.ngram_rows = NgramRows::all;
+    if (tables.rows.kind == RowKind::packed) {
+      pack_all_ngrams(model, tables.rows.ngrams);
+    }
   } else if (model.pruneidx_size > 0) {
     tables.ngram_rows = NgramRows::selection;
-    ngram_rows = build_ngrams(model, tables.ngrams);
+    build_ngrams(model, tables.ngrams, tables.rows.ngrams);
   }
-  build_rows(model, ngram_rows, tables);
   build_output(model, tables.output);
 }
 
