@@ -36,6 +36,7 @@ cdef extern from "native_engine.hpp" namespace "pyserve" nogil:
 cdef enum:
     # A text of this many bytes takes some 20 microseconds: long enough to let other threads run meanwhile.
     LONG_LINE = 8192
+    FEW_SCORES = 16
 
 KERNELS = ("baseline", "avx2", "avx512")
 
@@ -72,6 +73,7 @@ cdef class NativeEngine:
             raise_failure(&failure, path)
         self.info = describe(&(<CppEngine*>self._engine).model())
         self._labels = self.info.labels
+        self._labels_are_utf8 = not any("\udc80" <= character <= "\udcff" for character in "".join(self._labels))
 
     def __dealloc__(self):
         cdef CppEngine* engine = <CppEngine*>self._engine
@@ -103,23 +105,29 @@ cdef class NativeEngine:
             raise_error(count)
         return count
 
-    def predict(self, text, k=1, threshold=0.0, on_unicode_error="strict") -> list:
+    def predict(self, text, Py_ssize_t k=1, float threshold=0.0, str on_unicode_error="strict") -> list:
         cdef bytes line = text.encode() if isinstance(text, str) else text
-        cdef Py_ssize_t most = k
-        cdef Py_ssize_t room = len(self._labels) if most < 0 else min(most, len(self._labels))
-        cdef Score* scores = <Score*>PyMem_Malloc(max(room, 1) * sizeof(Score))
+        cdef Py_ssize_t labels = len(self._labels)
+        cdef Py_ssize_t room = min(k, labels) if k >= 0 else labels
+        cdef Score[FEW_SCORES] few
+        cdef Score* scores = few
         cdef Py_ssize_t i, count
-        cdef str label
-        if scores == NULL:
-            raise MemoryError
+        cdef list pairs = []
+        if room > FEW_SCORES:
+            scores = <Score*>PyMem_Malloc(room * sizeof(Score))
+            if scores == NULL:
+                raise MemoryError
         try:
-            count = self.score(PyBytes_AS_STRING(line), PyBytes_GET_SIZE(line), most, threshold, scores)
-            pairs = []
+            count = self.score(PyBytes_AS_STRING(line), PyBytes_GET_SIZE(line), k, threshold, scores)
             for i in range(count):
-                label = self._labels[scores[i].label]
-                if on_unicode_error != "surrogateescape":
-                    label = label.encode("utf-8", "surrogateescape").decode("utf-8", on_unicode_error)
-                pairs.append((scores[i].confidence, label))
+                pairs.append((scores[i].confidence, self._show_label(scores[i].label, on_unicode_error)))
             return pairs
         finally:
-            PyMem_Free(scores)
+            if scores != few:
+                PyMem_Free(scores)
+
+    cdef str _show_label(self, Py_ssize_t number, str on_unicode_error):
+        cdef str label = self._labels[number]
+        if self._labels_are_utf8 or on_unicode_error == "surrogateescape":
+            return label
+        return label.encode("utf-8", "surrogateescape").decode("utf-8", on_unicode_error)

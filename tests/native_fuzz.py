@@ -49,8 +49,10 @@ def change_size(rng: random.Random, content: bytearray) -> None:
         content[start:start] = rng.randbytes(rng.choice((1, 4, 8, 100)))
 
 
-def main(model: Path, seed: int, copies: int, texts: int) -> None:
+def main() -> None:
     """Damage, load, and classify."""
+    model = Path(sys.argv[1])
+    seed, copies, texts = map(int, sys.argv[2:5])
     rng = random.Random(seed)
     intact = model.read_bytes()
     lines = [line for line in make_lines(texts, seed) if len(line) < 6000]
@@ -74,7 +76,3 @@ def main(model: Path, seed: int, copies: int, texts: int) -> None:
                 except (RuntimeError, ValueError):
                     continue
     print(rejected, answered)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), *map(int, sys.argv[2:5]))
