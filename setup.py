@@ -43,6 +43,7 @@ setup(
             extension("_inference"),
             extension("_resource"),
             extension("_model_file", "ext/model_file.cpp"),
+            extension("_native", "ext/model_file.cpp", *sorted(glob("ext/native_*.cpp"))),
         ],
         build_dir="build/cython-debug" if DEBUG else "build/cython",
         compiler_directives={"language_level": 3, "autotestdict": False, "auto_pickle": False, "linetrace": DEBUG},

@@ -532,6 +532,9 @@ cdef class Classifier:
         cdef str label, name
         cdef list names = []
         cdef bytes prefix
+        if isinstance(predict, NativeEngine):
+            self._native = predict
+            predict = predict.predict
         self._predict = predict
         self._label_numbers = {}
         self._prefixes = []
@@ -544,6 +547,8 @@ cdef class Classifier:
             names.append(name.removeprefix(label_prefix) or name)
         if not names:
             raise ValueError("a classifier needs at least one label")
+        if self._native is not None and tuple(self._label_numbers) != self._native.info.labels:
+            raise ValueError("the native engine needs the labels of its model, in their order")
         if label_format is None:
             label_format = "{} star" if all(name.isascii() and name.isdigit() for name in names) else "{}"
         if label_format.count("{}") != 1:
@@ -556,6 +561,10 @@ cdef class Classifier:
 
     def __repr__(self):
         return f"<{type(self).__name__} of {len(self.labels)} labels>"
+
+    @property
+    def engine(self):
+        return "binding" if self._native is None else "native"
 
     def predict(self, text, k=1, threshold=0.0) -> list:
         return self._predict_line(line_of(text), self._check_k(k), self._check_threshold(threshold))
@@ -708,6 +717,8 @@ cdef class Classifier:
         cdef tuple pair
         cdef Py_ssize_t i = 0
         try:
+            if self._native is not None:
+                return self._native.score(line, size, k, <float>threshold, scores)
             pairs = self._predict(
                 PyBytes_FromStringAndSize(line, size),
                 ONE if k == 1 else k,

@@ -19,12 +19,18 @@ class FormatError(ValueError):
         return type(self), (self.args[0], self.offset)
 
 
+class UnsupportedError(ValueError):
+    """An intact model that the native engine does not take; the message says why."""
+
+
 cdef int raise_failure(const OpenFailure* failure, object path) except -1:
     """Raise what open_model() reported as a Python exception."""
     if failure.kind == FAILURE_FORMAT:
         raise FormatError(failure.reason.decode("ascii"), failure.offset)
     if failure.kind == FAILURE_SYSTEM:
         raise OSError(failure.code, os.strerror(failure.code), path)
+    if failure.kind == FAILURE_UNSUPPORTED:
+        raise UnsupportedError(failure.reason.decode("ascii"))
     raise MemoryError
 
 
@@ -64,7 +70,7 @@ cdef class ModelInfo:
 cdef bint _may_create = False
 
 
-cdef ModelInfo describe(const ModelFile* model):
+cdef object describe(const ModelFile* model):
     """Copy what the reader found into a Python object."""
     global _may_create
     cdef size_t i

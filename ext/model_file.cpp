@@ -380,9 +380,9 @@ MappedFile::~MappedFile() {
   }
 }
 
-std::unique_ptr<OpenModel> open_model(const char* path, OpenFailure* failure) noexcept {
+void describe_failure(OpenFailure* failure) noexcept {
   try {
-    return std::make_unique<OpenModel>(path);
+    throw;
   } catch (const FormatError& error) {
     failure->kind = OpenFailure::format;
     failure->offset = error.offset();
@@ -390,8 +390,19 @@ std::unique_ptr<OpenModel> open_model(const char* path, OpenFailure* failure) no
   } catch (const std::system_error& error) {
     failure->kind = OpenFailure::system;
     failure->code = error.code().value();
-  } catch (const std::exception&) {  // only an allocation can fail otherwise
+  } catch (const std::length_error& error) {
+    failure->kind = OpenFailure::unsupported;
+    failure->reason = error.what();
+  } catch (...) {  // only an allocation can fail otherwise
     failure->kind = OpenFailure::memory;
+  }
+}
+
+std::unique_ptr<OpenModel> open_model(const char* path, OpenFailure* failure) noexcept {
+  try {
+    return std::make_unique<OpenModel>(path);
+  } catch (...) {
+    describe_failure(failure);
   }
   return nullptr;
 }

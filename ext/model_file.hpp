@@ -138,12 +138,15 @@ struct OpenModel {
 
 // Why open_model() gave nothing.
 struct OpenFailure {
-  enum Kind { none, format, system, memory };
+  enum Kind { none, format, system, memory, unsupported };
   Kind kind = none;
   int code = 0;         // system: the errno
   uint64_t offset = 0;  // format: the byte
-  std::string reason;   // format: what is wrong, the byte included
+  std::string reason;   // format: what is wrong, the byte included; unsupported: why the native engine does not take it
 };
+
+// Describes the exception that is being handled.
+void describe_failure(OpenFailure* failure) noexcept;
 
 // Maps and checks a model file for callers that cannot take C++ exceptions: null where it failed, and `failure` says why.
 std::unique_ptr<OpenModel> open_model(const char* path, OpenFailure* failure) noexcept;

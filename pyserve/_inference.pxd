@@ -1,9 +1,6 @@
 # What the WSGI entry calls without a detour through Python.
 
-cdef struct Score:
-    Py_ssize_t label  # an index into Classifier.labels
-    float confidence
-
+from pyserve._native cimport NativeEngine, Score
 
 cdef struct Span:
     const unsigned char* data
@@ -13,6 +10,7 @@ cdef struct Span:
 cdef class Classifier:
     cdef readonly tuple labels
     cdef object _predict
+    cdef NativeEngine _native  # called directly in place of _predict where there is one
     cdef dict _label_numbers
     cdef list _prefixes
     cdef Py_ssize_t _longest_prefix

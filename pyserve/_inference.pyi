@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import final
 
+from pyserve._native import NativeEngine
+
 LABEL_PREFIX: str
 
 class EngineError(RuntimeError):
@@ -17,8 +19,8 @@ class Classifier:
     Args:
         predict: the engine, called as ``predict(line, k, threshold, "surrogateescape")`` with bytes that end in their
             only line feed; it returns at most ``k`` pairs of confidence and raw label, best first. The bound method
-            ``predict`` of fastText's pybind11 binding is one.
-        labels: the raw labels of the model, distinct.
+            ``predict`` of fastText's pybind11 binding is one. A ``NativeEngine`` is called without a detour.
+        labels: the raw labels of the model, distinct; for a ``NativeEngine`` in its order.
         label_format: how a label is shown, with one ``{}`` for its name; by default ``"{} star"`` where all names are
             numbers, else ``"{}"``.
         label_prefix: what a raw label starts with and its name does not.
@@ -31,9 +33,13 @@ class Classifier:
     def labels(self) -> tuple[str, ...]:
         """The labels as they are shown, in the order of the model."""
 
+    @property
+    def engine(self) -> str:
+        """What answers: ``native``, or else ``binding``."""
+
     def __init__(
         self,
-        predict: Callable[[bytes, int, float, str], list[tuple[float, str]]],
+        predict: Callable[[bytes, int, float, str], list[tuple[float, str]]] | NativeEngine,
         labels: Iterable[str],
         *,
         label_format: str | None = None,

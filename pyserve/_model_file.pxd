@@ -54,6 +54,7 @@ cdef extern from "model_file.hpp" namespace "pyserve" nogil:
         FAILURE_FORMAT "pyserve::OpenFailure::format"
         FAILURE_SYSTEM "pyserve::OpenFailure::system"
         FAILURE_MEMORY "pyserve::OpenFailure::memory"
+        FAILURE_UNSUPPORTED "pyserve::OpenFailure::unsupported"
 
     cdef cppclass OpenFailure:
         FailureKind kind
@@ -64,4 +65,5 @@ cdef extern from "model_file.hpp" namespace "pyserve" nogil:
     unique_ptr[OpenModel] open_model(const char* path, OpenFailure* failure) noexcept
 
 
+cdef object describe(const ModelFile* model)
 cdef int raise_failure(const OpenFailure* failure, object path) except -1

@@ -16,6 +16,9 @@ class FormatError(ValueError):
     offset: int
     def __init__(self, reason: str, offset: int) -> None: ...
 
+class UnsupportedError(ValueError):
+    """An intact model that the native engine does not take; the message says why."""
+
 @final
 class ModelInfo:
     """What a model file says about itself; made by `inspect` only, and immutable.

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ import pyserve
 from pyserve.app import DEFAULT_MAX_BODY, DEFAULT_MAX_TEXTS, create_app
 from pyserve.model import (
     DIRECTORY,
+    ENGINES,
     STARTER,
     ModelError,
     NoModelError,
@@ -54,6 +55,7 @@ class FetchFailure(Failure):
 def model_options(command: Command) -> Command:
     """Add the options that say which model answers and how it shows its labels."""
     for decorate in (
+        option("--engine", default="binding", type=click.Choice(ENGINES), help="What answers; native is the fast one."),
         option("--label-format", help='How a label is shown, as in "{} star".  [default: "{} star" for numbers]'),
         option(
             "--model",
@@ -71,11 +73,11 @@ def main() -> None:
     """Serve a fastText classifier over HTTP."""
 
 
-def load(model: Path | None, label_format: str | None) -> tuple[Path, pyserve.Classifier]:
+def load(model: Path | None, engine: str, label_format: str | None) -> tuple[Path, pyserve.Classifier]:
     """Load the model that the options name."""
     try:
         path = model or find_model()
-        return path, load_model(path, label_format=label_format)
+        return path, load_model(path, engine=engine, label_format=label_format)
     except ModelError as error:
         raise Failure(str(error)) from None
     except ValueError as error:
@@ -102,6 +104,7 @@ def warn_of_starter(path: Path) -> None:
 @option("--max-texts", default=DEFAULT_MAX_TEXTS, type=click.IntRange(1), help="The most texts in a request.")
 def serve(
     model: Path | None,
+    engine: str,
     label_format: str | None,
     host: str,
     port: int,
@@ -113,7 +116,7 @@ def serve(
     """Answer POST /inferreview until SIGTERM."""
     from pyserve import server
 
-    path, classifier = load(model, label_format)
+    path, classifier = load(model, engine, label_format)
     try:
         listener = server.listen_unix(unix_socket) if unix_socket else server.listen(host, port)
     except server.ServeError as error:
@@ -123,7 +126,9 @@ def serve(
     app = create_app(classifier, max_body=max_body, max_texts=max_texts, description=description)
     warn_of_starter(path)
     click.echo(
-        f"serving {path.name} ({len(classifier.labels)} labels, sha256 {description['sha256']}) on {where}", err=True
+        f"serving {path.name} ({len(classifier.labels)} labels, sha256 {description['sha256']}, "
+        f"{classifier.engine} engine) on {where}",
+        err=True,
     )
     server.run(listener, app)
 
@@ -143,11 +148,13 @@ def read_texts(texts: tuple[str, ...]) -> Iterator[str | bytes]:
 @option("-k", "--k", default=1, type=click.IntRange(1), help="How many labels to give, best first.")
 @option("--threshold", default=0.0, type=click.FloatRange(0, 1), help="The least confidence a label must have.")
 @click.argument("texts", nargs=-1, required=True, metavar="TEXT...")
-def predict(model: Path | None, label_format: str | None, k: int, threshold: float, texts: tuple[str, ...]) -> None:
+def predict(
+    model: Path | None, engine: str, label_format: str | None, k: int, threshold: float, texts: tuple[str, ...]
+) -> None:
     """Answer each TEXT with a line of JSON, as the server would; - reads texts from standard input, one a line."""
     from pyserve._inference import format_reply
 
-    _, classifier = load(model, label_format)
+    _, classifier = load(model, engine, label_format)
     for text in read_texts(texts):
         try:
             click.echo(format_reply(classifier.predict(text, k=k, threshold=threshold)))
@@ -158,14 +165,20 @@ def predict(model: Path | None, label_format: str | None, k: int, threshold: flo
 @main.command(**COMMAND)
 @option("--write", is_flag=True, help="Write the sidecar MODEL.json: sha256, size and golden predictions.")
 @option("--text", "texts", multiple=True, help="A text for a golden prediction, with --write; may be repeated.")
+@option("--against-binding", is_flag=True, help="Hold the native engine's answers against those of the binding.")
+@option("--texts", "lines", type=click.File("rb"), help="The texts for --against-binding, one a line; - reads them.")
 @click.argument("model", type=click.Path(path_type=Path))
-def verify(model: Path, write: bool, texts: tuple[str, ...]) -> None:
+def verify(
+    model: Path, write: bool, texts: tuple[str, ...], against_binding: bool, lines: Iterable[bytes] | None
+) -> None:
     """Check that MODEL is an intact supervised fastText model, and what its sidecar MODEL.json says.
 
     Exit status: 0 all is well, 1 a check failed, 2 there is no such file.
     """
     if texts and not write:
         raise Failure("--text goes with --write")
+    if against_binding != (lines is not None):
+        raise Failure("--against-binding and --texts go together")
     try:
         written = write_model_sidecar(model, texts) if write else 0
         found = verify_model(model)
@@ -191,6 +204,28 @@ def verify(model: Path, write: bool, texts: tuple[str, ...]) -> None:
         f"  kind     {len(info.labels)} labels, {info.words:,} words, dim {info.dim}, "
         f"word n-grams {info.word_ngrams}, {kind}\n"
         f"  sidecar  {sidecar}"
+    )
+    if lines is not None:
+        compare(model, lines)
+
+
+def compare(model: Path, lines: Iterable[bytes]) -> None:
+    """Say whether the engines agree on every line."""
+    from pyserve.comparison import compare_engines
+
+    try:
+        found = compare_engines(model, lines)
+    except ValueError as error:
+        raise CheckFailure(str(error)) from None
+    measure = "to 1e-6, since this binding was built with FMA" if found.is_fused else "in every bit"
+    if found.first_different is not None:
+        raise CheckFailure(
+            f"the engines differ on {found.different:,} of {found.texts:,} texts, first in line {found.first_different}"
+        )
+    native, binding = (seconds * 1e6 / found.texts for seconds in (found.native_seconds, found.binding_seconds))
+    click.echo(
+        f"  engines  agree {measure} on {found.texts:,} texts; a text takes the native one {native:.2f} us, "
+        f"the binding {binding:.2f} us"
     )
 
 

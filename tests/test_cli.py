@@ -137,3 +137,27 @@ print(sorted({{"numpy", "fasttext", "requests", "pooch"}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, env=dict(os.environ))
     assert done.stdout == b"[]\n"
+
+
+@pytest.mark.parametrize("engine", ["binding", "native", "auto"])
+def test_predict_with_engine(classifier: Classifier, star_model: Path, engine: str) -> None:
+    status, out, err = run("predict", "--engine", engine, "--model", str(star_model), "great love")
+    assert (status, out.encode(), err) == (0, format_reply(classifier.predict("great love")) + b"\n", "")
+
+
+def test_verify_against_binding(star_model: Path) -> None:
+    texts = b"great\nawful </s> waste\n\ncaf\xc3\xa9 \xff\0x\n"
+    status, out, err = run("verify", str(star_model), "--against-binding", "--texts", "-", stdin=texts)
+    assert (status, err) == (0, "")
+    assert "engines  agree" in out
+    assert "on 4 texts" in out
+
+
+def test_verify_against_binding_wrong_usage(star_model: Path, tmp_path: Path) -> None:
+    status, _, err = run("verify", str(star_model), "--against-binding")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "--texts" in err
+    empty = tmp_path / "empty.txt"
+    empty.touch()
+    status, _, err = run("verify", str(star_model), "--against-binding", "--texts", str(empty))
+    assert (status, err) == (1, "Error: there are no texts to compare on\n")

@@ -308,13 +308,14 @@ def test_model_is_chosen_in_order_and_named_at_start(
         return log
 
     log = started()
-    assert f"serving starter.ftz (5 labels, sha256 {hash_model(starter)}) on " in log
+    assert f"serving starter.ftz (5 labels, sha256 {hash_model(starter)}, binding engine) on " in log
     assert "warning: this is the starter model" in log
     real = Path(shutil.copy(hostile_model, tmp_path / "models" / "amazon_review_full.ftz"))
     log = started()
-    assert f"serving amazon_review_full.ftz (8 labels, sha256 {hash_model(real)}) on " in log
+    assert f"serving amazon_review_full.ftz (8 labels, sha256 {hash_model(real)}, binding engine) on " in log
     assert "warning" not in log
     assert "serving stars.bin" in started(PYSERVE_MODEL=str(star_model))
+    assert ", native engine) on " in started("--model", str(star_model), "--engine", "native")
     assert "serving hostile.bin" in started("--model", str(hostile_model), PYSERVE_MODEL=str(star_model))
 
 
@@ -338,6 +339,7 @@ def test_model_resource(star_model: Path) -> None:
         "word_ngrams": 2,
         "quantized": False,
         "loss": "softmax",
+        "engine": "binding",
     }
     assert str(star_model.parent) not in reply.body.decode()
 

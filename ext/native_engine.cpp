@@ -1,0 +1,79 @@
+#include "native_engine.hpp"
+
+#include <sys/mman.h>
+
+#include <cstring>
+#include <new>
+#include <stdexcept>
+#include <system_error>
+#include <vector>
+
+namespace pyserve {
+namespace {
+
+constexpr size_t FEW_TOKENS = 1024;
+constexpr size_t FEW_DIMENSIONS = 512;
+
+}  // namespace
+
+const Kernel* choose_kernel(const char* name) {
+  for (const Kernel* kernel : {avx512_kernel(), avx2_kernel(), baseline_kernel()}) {
+    if (kernel != nullptr && (name == nullptr || std::strcmp(name, kernel->name) == 0)) {
+      return kernel;
+    }
+  }
+  return nullptr;
+}
+
+NativeEngine::NativeEngine(const char* path, const Kernel& kernel) : open_(path), kernel_(&kernel) {
+  build_tables(open_.model, tables_);
+  output_ = std::make_unique<OutputStage>(open_.model, tables_.output);
+}
+
+ptrdiff_t NativeEngine::predict(const char* text, size_t size, int32_t k, float threshold, Score* scores) const noexcept {
+  try {
+    const auto* start = reinterpret_cast<const uint8_t*>(text);
+    const void* line_feed = size == 0 ? nullptr : std::memchr(text, '\n', size);
+    if (line_feed != nullptr) {
+      size = static_cast<const uint8_t*>(line_feed) - start;
+    }
+    // A token and the white space behind it take two bytes; </s> is one more.
+    const size_t most_tokens = size / 2 + 2;
+    int32_t few_hashes[FEW_TOKENS];
+    std::unique_ptr<int32_t[]> many_hashes(most_tokens > FEW_TOKENS ? new int32_t[most_tokens] : nullptr);
+    const size_t dim = (tables_.rows.dim + 15) / 16 * 16;
+    alignas(64) float few_dimensions[FEW_DIMENSIONS];
+    std::unique_ptr<float[]> many_dimensions(dim > FEW_DIMENSIONS ? new float[dim] : nullptr);
+    int32_t* hashes = many_hashes ? many_hashes.get() : few_hashes;
+    float* hidden = many_dimensions ? many_dimensions.get() : few_dimensions;
+    if (kernel_->compute_hidden(tables_, start, size, line_feed != nullptr, hashes, hidden) == 0) {
+      return 0;
+    }
+    if (k == -1) {
+      k = static_cast<int32_t>(tables_.output.labels);
+    } else if (k <= 0) {
+      return BAD_K;
+    }
+    const ptrdiff_t number = output_->predict(*kernel_, hidden, k, threshold, scores);
+    return number < 0 ? NOT_A_NUMBER : number;
+  } catch (const std::bad_alloc&) {
+    return OUT_OF_MEMORY;
+  }
+}
+
+NativeEngine* open_engine(const char* path, const char* kernel_name, OpenFailure* failure) noexcept {
+  const Kernel* kernel = choose_kernel(kernel_name);
+  if (kernel == nullptr) {
+    failure->kind = OpenFailure::unsupported;
+    failure->reason = "this processor does not run that kernel";
+    return nullptr;
+  }
+  try {
+    return new NativeEngine(path, *kernel);
+  } catch (...) {
+    describe_failure(failure);
+  }
+  return nullptr;
+}
+
+}  // namespace pyserve

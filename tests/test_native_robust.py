@@ -1,0 +1,209 @@
+"""What the native engine does with damaged files, with files that change, and with texts of any size."""
+
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import gettempdir
+
+import fasttext_pybind
+import pytest
+
+from pyserve._native import NativeEngine
+from tests.conftest import ROOT
+from tests.native_recipes import RECIPES, make_lines
+from tests.support import resident_bytes
+from tests.trained_models import Recipe, train
+
+sparing = pytest.mark.skipif("PYSERVE_SANITIZE" in os.environ, reason="ASan keeps freed memory for a while")
+FUZZED = ("bigrams", "hs-subwords", "packed-pruned", "quantized-thirds", "quantized-output-hs", "ova-subwords-bigrams")
+
+
+@pytest.fixture(scope="module")
+def train_recipe(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    directory = tmp_path_factory.mktemp("robust")
+
+    def train_once(name: str) -> Path:
+        path = directory / f"{name}.model"
+        return path if path.exists() else train(path, RECIPES[name])
+
+    return train_once
+
+
+def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run code that imports the tests, and the same pyserve as they do."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(ROOT)])}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=gettempdir(),
+        env=environment,
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=1200,
+    )
+
+
+def fuzz(path: Path, seed: int, copies: int) -> tuple[int, int]:
+    """Return how many damaged copies were rejected, and how many answered."""
+    done = run_python("from tests.native_fuzz import main; main()", str(path), str(seed), str(copies), "20")
+    assert done.returncode == 0, done.stderr[-2000:]
+    rejected, answered = map(int, done.stdout.split())
+    return rejected, answered
+
+
+@pytest.mark.parametrize("name", FUZZED)
+def test_damaged_models_are_rejected_or_answered(train_recipe: Callable[[str], Path], name: str) -> None:
+    rejected, answered = fuzz(train_recipe(name), 1, 150)
+    assert rejected > 20
+    assert answered > 20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", RECIPES)
+def test_damaged_models_at_length(train_recipe: Callable[[str], Path], name: str) -> None:
+    rejected, answered = fuzz(train_recipe(name), 2, 3000)
+    assert rejected > 400
+    assert answered > 400
+
+
+@pytest.fixture(scope="module")
+def build_harness(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a function that builds the engine, without Python around it, with a macro set."""
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        pytest.skip("needs a C++ compiler")
+    directory = tmp_path_factory.mktemp("harness")
+
+    def build(name: str, *options: str) -> Path:
+        binary = directory / name
+        sources = [
+            ROOT / "tests" / "native_harness.cpp",
+            ROOT / "ext" / "model_file.cpp",
+            *ROOT.glob("ext/native_*.cpp"),
+        ]
+        sources = [source for source in sources if source.name != "native_pybind.cpp"]
+        subprocess.run(
+            [compiler, "-std=c++17", "-O0", "-ffp-contract=off", f"-I{ROOT / 'ext'}", *options, *sources, "-o", binary],
+            check=True,
+            timeout=300,
+        )
+        return binary
+
+    return build
+
+
+def run_harness(binary: Path, model: Path, lines: list[bytes]) -> list[str]:
+    framed = b"".join(struct.pack("<I", len(line)) + line for line in lines)
+    done = subprocess.run([binary, model], input=framed, capture_output=True, check=True, timeout=120)
+    return done.stdout.decode().splitlines()
+
+
+def test_wrong_hash_is_noticed(train_recipe: Callable[[str], Path], build_harness: Callable[..., Path]) -> None:
+    """The negative control: an engine that hashes bytes as unsigned numbers must not pass for the right one."""
+    model = train_recipe("bigrams")
+    wrong = build_harness("wrong", "-DPYSERVE_HASH_BYTE=uint8_t")
+    binding = fasttext_pybind.fasttext()
+    binding.loadModel(str(model))
+    lines = list(make_lines(300))
+    answers = run_harness(wrong, model, lines)
+    number = {label: i for i, label in enumerate(NativeEngine(model).info.labels)}
+    differing = {True: 0, False: 0}
+    for line, found in zip(lines, answers, strict=True):
+        pairs = binding.predict(line, 1, 0.0, "strict")
+        expected = [(len(pairs), *((number[label], probability) for probability, label in pairs))]
+        count, label, probability = found.split()
+        same = expected == [(int(count), *(((int(label), float.fromhex(probability)),) if int(count) else ()))]
+        differing[line.isascii()] += not same
+    assert differing[False] > 50
+    assert differing[True] == 0
+
+
+def test_model_is_replaced_by_rename(train_recipe: Callable[[str], Path], tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    shutil.copy(train_recipe("bigrams"), path)
+    lines = list(make_lines(100))
+    before = NativeEngine(path)
+    answers = [before.predict(line, -1 if line.strip() else 1) for line in lines]
+    other = tmp_path / "other"
+    shutil.copy(train_recipe("hs-subwords"), other)
+    other.replace(path)
+    assert [before.predict(line, -1 if line.strip() else 1) for line in lines] == answers
+    assert len(NativeEngine(path).info.labels) == RECIPES["hs-subwords"].labels
+
+
+def test_model_is_cut_under_our_feet(train_recipe: Callable[[str], Path], tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    shutil.copy(train_recipe("bigrams-power-of-two"), path)
+    script = (
+        "import os, sys\nfrom pyserve._native import NativeEngine\n"
+        "engine = NativeEngine(sys.argv[1])\nprint(len(engine.predict('good book\\n')), flush=True)\n"
+        "os.truncate(sys.argv[1], 0)\nengine.predict('good book\\n')\nprint('answered')\n"
+    )
+    done = run_python(script, str(path))
+    assert done.stdout == "1\n"
+    assert done.returncode == -signal.SIGBUS or "AddressSanitizer: BUS" in done.stderr
+
+
+@sparing
+@pytest.mark.parametrize("name", ["packed-pruned", "ova-subwords-bigrams", "five-grams-subwords"])
+def test_memory_is_bounded_for_any_text(train_recipe: Callable[[str], Path], name: str) -> None:
+    engine = NativeEngine(train_recipe(name))
+    texts = [b"w" * (1 << 20) + b"\n", b"good " * 1_000_000 + b"\n", b" " * (1 << 20), "日本語 ".encode() * 100_000]
+    for text in texts:
+        engine.predict(text)
+    before = resident_bytes()
+    for text in texts * 3:
+        engine.predict(text)
+    # Twice the longest text, and what the allocator keeps of that.
+    assert resident_bytes() - before < 24 << 20
+
+
+@sparing
+def test_memory_is_flat(train_recipe: Callable[[str], Path]) -> None:
+    path = train_recipe("bigrams")
+    lines = list(make_lines(300))
+    engine = NativeEngine(path)
+
+    def work(rounds: int) -> None:
+        for _ in range(rounds):
+            for line in lines[20:]:
+                engine.predict(line, 3)
+            with pytest.raises(ValueError, match="1 or higher"):
+                engine.predict("good\n", 0)
+            NativeEngine(path)
+
+    work(20)
+    before = resident_bytes()
+    work(150)
+    assert resident_bytes() - before < 1 << 20
+
+
+@sparing
+def test_large_matrix_is_not_read(tmp_path: Path) -> None:
+    """A model of 400 MB takes the memory of the pages that answers need."""
+    path = train(tmp_path / "small", Recipe(args={"wordNgrams": 2, "bucket": 1000, "dim": 50}))
+    content = path.read_bytes()
+    fields_bucket = 8 + 4 * 8
+    rows_before = struct.unpack_from("<i", content, fields_bucket)[0]
+    bucket = 2_000_000
+    large = tmp_path / "large"
+    marker = struct.pack("<qq", NativeEngine(path).info.input_shape[0], 50)
+    start = content.index(marker)
+    cells = start + 16 + 4 * 50 * (NativeEngine(path).info.words + rows_before)
+    head = bytearray(content[:start])
+    struct.pack_into("<i", head, fields_bucket, bucket)
+    with large.open("wb") as file:
+        file.write(head + struct.pack("<qq", NativeEngine(path).info.words + bucket, 50) + content[start + 16 : cells])
+        file.seek(4 * 50 * (bucket - rows_before), os.SEEK_CUR)
+        file.write(content[cells:])
+    before = resident_bytes()
+    engine = NativeEngine(large)
+    assert engine.info.size > 400_000_000
+    assert engine.predict("good book\n")
+    assert resident_bytes() - before < 4 << 20
