@@ -34,6 +34,7 @@ from benchmarks.contenders import BIN, CONTENDERS, SERVERS, Contender, serve_pys
 from benchmarks.data import SHORT_TEXT, generate_reviews
 from benchmarks.generators import GeneratorError
 from benchmarks.latency import format_percentiles, make_histogram, pick, render_percentiles, summarise
+from benchmarks.machine import read_commit, read_cpu
 from benchmarks.processes import Group, ServerError, running
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -331,25 +332,6 @@ def describe_workload(texts: list[str]) -> dict[str, float]:
         "mean": round(statistics.fmean(lengths), 1),
         "longest": max(lengths),
     }
-
-
-def read_cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
-
-
-def read_commit() -> str:
-    """Return the commit that is measured, with a + where files of it were changed."""
-    try:
-        git = ["git", "-C", str(ROOT)]
-        commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
-        status = [*git, "status", "--porcelain", "--untracked-files=no", "--", "ext", "pyserve", "setup.py"]
-        changed = subprocess.run(status, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
 def read_tool_version(name: str, path: str) -> str:
