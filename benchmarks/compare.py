@@ -11,6 +11,7 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks import generators
 from benchmarks.contenders import CONTENDERS
@@ -23,6 +24,13 @@ BASE, OURS = "article", "pyserve"
 RATIO_AIMS = {"short": 1.75, "reviews": 1.45}
 READY_AIM_SECONDS = 0.5
 MEMORY_AIM_MB = 45.0
+
+
+class Round(NamedTuple):
+    """What a round found: requests per second, and microseconds of processor time for each."""
+
+    rate: float
+    cpu_us: float
 
 
 def main() -> None:
@@ -42,12 +50,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         try:
             groups = {name: stack.enter_context(running(contenders[name], model, cores[:1])) for name in (BASE, OURS)}
-            rates = measure(groups, workloads, Path(folder), tools["wrk"], options.rounds, options.seconds, cores[-1:])
+            found = measure(groups, workloads, Path(folder), tools["wrk"], options.rounds, options.seconds, cores[-1:])
         except (ServerError, GeneratorError) as error:
             sys.exit(str(error))
         except KeyboardInterrupt:
             sys.exit(130)
-        reached = [report_rates(workload, rates) for workload in workloads]
+        reached = [report_rates(workload, found) for workload in workloads]
         ready, memory = groups[OURS].ready_seconds, groups[OURS].resident_mb()
     reached.append(report("ready to serve after", ready, "s", READY_AIM_SECONDS))
     reached.append(report("resident memory after the load", memory, "MB", MEMORY_AIM_MB))
@@ -62,15 +70,16 @@ def measure(
     rounds: int,
     seconds: int,
     load_cores: list[int],
-) -> dict[tuple[str, str], list[float]]:
+) -> dict[tuple[str, str], list[Round]]:
     """Drive both servers in turn; the first round warms up and does not count."""
-    rates: dict[tuple[str, str], list[float]] = {}
+    found: dict[tuple[str, str], list[Round]] = {}
     for workload, texts in workloads.items():
         script = folder / f"{workload}.lua"
         generators.write_wrk_script(script, texts)
         for turn in range(rounds + 1):
             for name, group in groups.items():
-                found = generators.measure_maximum(
+                used = group.cpu_seconds()
+                load = generators.measure_maximum(
                     wrk,
                     group.url,
                     script,
@@ -78,22 +87,25 @@ def measure(
                     seconds=seconds if turn else 1,
                     cores=load_cores,
                 )
-                if found.failed:
-                    raise GeneratorError(f"{name} answered {found.failed} requests with an error or not at all")
+                used = group.cpu_seconds() - used
+                if load.failed or not load.requests:
+                    raise GeneratorError(f"{name} answered {load.failed} requests with an error or not at all")
                 if turn:
-                    rates.setdefault((name, workload), []).append(found.rate)
-    return rates
+                    found.setdefault((name, workload), []).append(Round(load.rate, used * 1e6 / load.requests))
+    return found
 
 
-def report_rates(workload: str, rates: dict[tuple[str, str], list[float]]) -> bool:
+def report_rates(workload: str, found: dict[tuple[str, str], list[Round]]) -> bool:
     """Print the rates of a workload and tell whether the aim is reached."""
-    base, ours = rates[BASE, workload], rates[OURS, workload]
+    base, ours = ([one.rate for one in found[name, workload]] for name in (BASE, OURS))
+    base_us, ours_us = (statistics.median(one.cpu_us for one in found[name, workload]) for name in (BASE, OURS))
     ratios = [one / other for one, other in zip(ours, base, strict=True)]
     ratio, aim = statistics.median(ratios), RATIO_AIMS[workload]
     print(
         f"{workload}: article's server {describe(base)}, pyserve {describe(ours)} requests/s\n"
         f"{workload}: {ratio:.2f} times (rounds {min(ratios):.2f} to {max(ratios):.2f}), "
-        f"aim {aim:.2f}: {'reached' if ratio >= aim else 'NOT reached'}"
+        f"aim {aim:.2f}: {'reached' if ratio >= aim else 'NOT reached'}\n"
+        f"{workload}: {base_us / ours_us:.2f} times by processor time per request ({base_us:.2f} and {ours_us:.2f} us)"
     )
     return ratio >= aim
 
