@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="the model that is served [default: the best in models/]")
     parser.add_argument("--rounds", type=int, default=5, help="how often each is measured [%(default)s]")
     parser.add_argument("--seconds", type=int, default=3, help="for how long each time [%(default)s]")
+    parser.add_argument("--ours", default=OURS, choices=[OURS, "native"], help="which of ours [%(default)s]")
     options = parser.parse_args()
     model = find_model(options.model)
     tools = generators.find_tools()
@@ -47,16 +48,20 @@ def main() -> None:
         sys.exit("wrk is missing: sudo apt-get install wrk")
     workloads = {"short": [SHORT_TEXT], "reviews": generate_reviews(model)}
     contenders = {one.name: one for one in CONTENDERS}
+    if options.ours not in contenders:
+        sys.exit("there is no native engine in this build")
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         try:
-            groups = {name: stack.enter_context(running(contenders[name], model, cores[:1])) for name in (BASE, OURS)}
+            groups = {
+                name: stack.enter_context(running(contenders[name], model, cores[:1])) for name in (BASE, options.ours)
+            }
             found = measure(groups, workloads, Path(folder), tools["wrk"], options.rounds, options.seconds, cores[-1:])
         except (ServerError, GeneratorError) as error:
             sys.exit(str(error))
         except KeyboardInterrupt:
             sys.exit(130)
-        reached = [report_rates(workload, found) for workload in workloads]
-        ready, memory = groups[OURS].ready_seconds, groups[OURS].resident_mb()
+        reached = [report_rates(workload, found, options.ours) for workload in workloads]
+        ready, memory = groups[options.ours].ready_seconds, groups[options.ours].resident_mb()
     reached.append(report("ready to serve after", ready, "s", READY_AIM_SECONDS))
     reached.append(report("resident memory after the load", memory, "MB", MEMORY_AIM_MB))
     sys.exit(0 if all(reached) else 1)
@@ -95,14 +100,14 @@ def measure(
     return found
 
 
-def report_rates(workload: str, found: dict[tuple[str, str], list[Round]]) -> bool:
+def report_rates(workload: str, found: dict[tuple[str, str], list[Round]], name: str) -> bool:
     """Print the rates of a workload and tell whether the aim is reached."""
-    base, ours = ([one.rate for one in found[name, workload]] for name in (BASE, OURS))
-    base_us, ours_us = (statistics.median(one.cpu_us for one in found[name, workload]) for name in (BASE, OURS))
+    base, ours = ([one.rate for one in found[server, workload]] for server in (BASE, name))
+    base_us, ours_us = (statistics.median(one.cpu_us for one in found[server, workload]) for server in (BASE, name))
     ratios = [one / other for one, other in zip(ours, base, strict=True)]
     ratio, aim = statistics.median(ratios), RATIO_AIMS[workload]
     print(
-        f"{workload}: article's server {describe(base)}, pyserve {describe(ours)} requests/s\n"
+        f"{workload}: article's server {describe(base)}, {name} {describe(ours)} requests/s\n"
         f"{workload}: {ratio:.2f} times (rounds {min(ratios):.2f} to {max(ratios):.2f}), "
         f"aim {aim:.2f}: {'reached' if ratio >= aim else 'NOT reached'}\n"
         f"{workload}: {base_us / ours_us:.2f} times by processor time per request ({base_us:.2f} and {ours_us:.2f} us)"

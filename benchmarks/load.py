@@ -30,7 +30,7 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks import generators
-from benchmarks.contenders import BIN, CONTENDERS, SERVERS, Contender, serve_pyserve
+from benchmarks.contenders import BIN, CONTENDERS, HAS_NATIVE, SERVERS, Contender, serve_pyserve
 from benchmarks.data import SHORT_TEXT, generate_reviews
 from benchmarks.generators import GeneratorError
 from benchmarks.latency import format_percentiles, make_histogram, pick, render_percentiles, summarise
@@ -102,15 +102,15 @@ FULL = Extent(
     rounds=3,
     maximum_seconds=3,
     maximum_warm_up=1,
-    paced_seconds=8.0,
+    paced_seconds=5.0,
     paced_warm_up=1.0,
-    probe_seconds=2.5,
+    probe_seconds=2.0,
     precision=0.06,
     model_rounds=15,
     paced_servers={"short": None, "reviews": None},
     capacity_servers={
-        "short": ("pyserve", "article", "granian", "uwsgi", "fastapi", "gunicorn"),
-        "reviews": ("pyserve", "article", "granian", "uwsgi", "fastapi", "gunicorn"),
+        "short": ("pyserve", "native", "article", "granian", "uwsgi", "fastapi", "gunicorn"),
+        "reviews": ("pyserve", "native", "article", "granian", "gunicorn"),
     },
 )
 
@@ -352,22 +352,35 @@ def plan_model(session: Session) -> float:
 
 def measure_model(session: Session) -> None:
     """Time the prediction alone, in this process and on the server's core."""
-    import fasttext_pybind
-
-    model = fasttext_pybind.fasttext()
-    model.loadModel(str(session.model))
+    engines = load_engines(session.model)
     allowed = os.sched_getaffinity(0)
-    found = {}
+    found: dict[str, dict[str, float]] = {engine: {} for engine in engines}
     with session.progress.step("the model alone", plan_model(session)):
         os.sched_setaffinity(0, {session.server_core})
         try:
             for name, texts in session.workloads.items():
                 lines = [text.encode() + b"\n" for text in texts]
                 lines *= max(1, 1000 // len(lines))
-                found[name] = round(time_calls(model.predict, lines, session.extent.model_rounds), 3)
+                for engine, predict in engines.items():
+                    found[engine][name] = round(time_calls(predict, lines, session.extent.model_rounds), 3)
         finally:
             os.sched_setaffinity(0, allowed)
     session.results["model_us"] = found
+
+
+def load_engines(path: Path) -> dict[str, Callable[..., object]]:
+    """Load what predicts: fastText's binding, and our own engine where it takes the model."""
+    import fasttext_pybind
+
+    model = fasttext_pybind.fasttext()
+    model.loadModel(str(path))
+    engines: dict[str, Callable[..., object]] = {"binding": model.predict}
+    if HAS_NATIVE:
+        from pyserve._native import NativeEngine
+
+        with contextlib.suppress(ValueError):
+            engines["native"] = NativeEngine(path).predict
+    return engines
 
 
 def time_calls(predict: Callable[..., object], lines: list[bytes], rounds: int) -> float:
@@ -529,7 +542,7 @@ def plan_run(session: Session, seconds: float) -> float:
 
 
 def plan_capacity(session: Session) -> float:
-    return 10 * plan_run(session, session.extent.probe_seconds)
+    return 9 * plan_run(session, session.extent.probe_seconds)
 
 
 def plan_latency_of(session: Session, workload: str, contender: Contender) -> float:
@@ -707,13 +720,13 @@ def bisect(probe: Callable[[int], Probe], limit_ms: float, highest: int, precisi
 
 def break_down(results: dict[str, Any]) -> list[dict[str, Any]]:
     """Divide a request's processor time: what the floor takes, what the model takes, and the rest: the server's own."""
+    engines = {one.name: one.engine for one in CONTENDERS}
     times = {(one["server"], one["workload"]): one["cpu_us"] for one in results["maximum"]}
     parts = []
     for (server, workload), total in times.items():
-        floor = times.get(("floor", workload))
-        # Only what runs on bjoern has the floor under it.
-        if server in ("pyserve", "article") and floor:
-            model = results["model_us"][workload]
+        floor, engine = times.get(("floor", workload)), engines.get(server)
+        if floor and engine in results["model_us"]:
+            model = results["model_us"][engine][workload]
             parts.append(
                 {
                     "server": server,

@@ -34,7 +34,7 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PINK = (
 )
 GREY = "#8c8c8c"
 RATE_COLOURS = {5_000: SKY, 10_000: GREEN, 15_000: ORANGE, 20_000: RED, 25_000: BLACK}
-SERVER_COLOURS = {"pyserve": RED, "article": BLUE, "gunicorn": BLACK, "floor": "#c8c8c8"}
+SERVER_COLOURS = {"pyserve": RED, "native": RED, "article": BLUE, "gunicorn": BLACK, "floor": "#c8c8c8"}
 
 
 def draw_all(results: Results, folder: Path) -> list[tuple[str, str]]:
@@ -198,9 +198,9 @@ def draw_breakdown(results: Results) -> Figure | None:
         return None
     figure = Figure(figsize=(9.2, 0.62 * len(parts) + 1.5), layout="constrained")
     axes = figure.subplots()
-    names = {"pyserve": "pyserve", "article": "article's server"}
+    names = {"pyserve": "pyserve", "native": "--engine native", "article": "article's server"}
     parts = sorted(
-        parts, key=lambda one: (list(WORKLOADS).index(one["workload"]), one["server"] != "pyserve"), reverse=True
+        parts, key=lambda one: (list(WORKLOADS).index(one["workload"]), list(names).index(one["server"])), reverse=True
     )
     labels = [f"{names[one['server']]}, {WORKLOADS[one['workload']]}" for one in parts]
     beneath = [0.0] * len(parts)
