@@ -449,6 +449,11 @@ def drive(
         rounds.setdefault((contender.name, workload), []).append(
             drive_once(session, group, script, [session.load_core])
         )
+    describe_server(session, contender, group)
+
+
+def describe_server(session: Session, contender: Contender, group: Group) -> None:
+    """Record how a server was started and what it takes."""
     session.results["servers"][contender.name] = {
         "title": contender.title,
         "command": session.shorten(contender.command(session.model, 9000)),
@@ -568,6 +573,7 @@ def measure_latency(session: Session) -> None:
                         measure_rates(session, contender, group, workload)
                     if extent.covers(extent.capacity_servers, workload, contender):
                         measure_capacity(session, contender, group, workload)
+                    describe_server(session, contender, group)
             except (ServerError, GeneratorError) as error:
                 session.failed(contender, f"latency with {workload}", error)
 

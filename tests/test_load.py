@@ -542,6 +542,7 @@ def test_run_without_wrk_measures_latency(session: load.Session) -> None:
     load.measure(session)
     assert session.results["maximum"] == []
     assert len(session.results["latency"]) > 1
+    assert "| floor: bjoern, constant answer |  |  | 5.5 ms |" in report.render(session.results)
     assert "apt-get install wrk" in generators.explain_missing(session.tools)[0]
 
 
