@@ -9,7 +9,10 @@ from typing import Any
 import fasttext_pybind
 import pytest
 
+import pyserve
+from benchmarks import baseline
 from benchmarks.data import PRODUCT_TEXT, REVIEW, encode_form
+from benchmarks.machine import read_commit
 from pyserve import Classifier, load_model
 from pyserve.model import find_model
 
@@ -94,9 +97,34 @@ def call(form: bytes) -> Callable[[Callable[..., Any]], Callable[[], Any]]:
     return prepare
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--save-baseline", action="store_true", help="save the timings as those of this release")
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say what share of a WSGI call is the model and what share is ours."""
+    """Say what share of a WSGI call is the model and what share is ours, and how all compares with the last release."""
     session = getattr(config, "_benchmarksession", None)
+    summarise_shares(terminalreporter, session)
+    timings = {
+        bench.name: baseline.Timing(bench.stats.median, bench.stats.q1, bench.stats.q3)
+        for bench in (session.benchmarks if session else [])
+        if bench.stats.rounds
+    }
+    if not timings:
+        return
+    machine = baseline.describe_machine()
+    path = baseline.find_baseline(machine)
+    if config.getoption("--save-baseline"):
+        baseline.save(path, timings, {"version": pyserve.__version__, "commit": read_commit(), **machine})
+        terminalreporter.write_line(f"saved as the baseline of {pyserve.__version__}: {path.name}")
+    else:
+        for line in baseline.report(timings, path):
+            terminalreporter.write_line(line, red=line.startswith("REGRESSION"))
+
+
+def summarise_shares(terminalreporter: pytest.TerminalReporter, session: Any) -> None:
+    """Say what share of a WSGI call is the model and what share is ours."""
     medians = {bench.name: bench.stats.median for bench in session.benchmarks if bench.stats.rounds} if session else {}
     for size in TEXTS:
         names = [f"test_request_floor[{size}]", f"test_predict_binding[{size}]", f"test_request_entry[{size}]"]

@@ -1,5 +1,6 @@
 """The servers that are compared, and how a person would start each on one core."""
 
+import importlib.util
 import os
 import sys
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from pathlib import Path
 
 SERVERS = Path(__file__).resolve().parent / "servers"
 BIN = Path(sys.executable).parent
+HAS_NATIVE = importlib.util.find_spec("pyserve._native") is not None
 
 Command = Callable[[Path, int], list[str]]
 
@@ -22,6 +24,7 @@ class Contender:
         command: gives the command line for a model and a port.
         answers: whether it classifies; the floor gives a constant answer instead.
         keeps_alive: whether a connection survives an answer; h2load cannot hold a rate where it does not.
+        engine: what predicts in it, where it runs on bjoern and its time can be divided.
         needs: the packages without which it cannot start.
     """
 
@@ -30,12 +33,17 @@ class Contender:
     command: Command
     answers: bool = True
     keeps_alive: bool = True
+    engine: str | None = None
     needs: tuple[str, ...] = ()
 
 
 def serve_pyserve(model: Path, port: int, workers: int = 1) -> list[str]:
     """Give the command line of ours."""
     return [str(BIN / "pyserve"), "serve", "--model", str(model), "--port", str(port), "--workers", str(workers)]
+
+
+def serve_native(model: Path, port: int) -> list[str]:
+    return [*serve_pyserve(model, port), "--engine", "native"]
 
 
 def serve_article(model: Path, port: int) -> list[str]:
@@ -87,8 +95,9 @@ def serve_fastapi(model: Path, port: int) -> list[str]:
 
 
 CONTENDERS = (
-    Contender("pyserve", "pyserve", serve_pyserve),
-    Contender("article", "article's server (bjoern)", serve_article, needs=("ujson",)),
+    Contender("pyserve", "pyserve", serve_pyserve, engine="binding"),
+    *((Contender("native", "pyserve --engine native", serve_native, engine="native"),) if HAS_NATIVE else ()),
+    Contender("article", "article's server (bjoern)", serve_article, engine="binding", needs=("ujson",)),
     Contender("granian", "article's app, Granian", serve_granian, needs=("granian", "ujson")),
     Contender("uwsgi", "article's app, uWSGI", serve_uwsgi, needs=("uWSGI", "ujson")),
     Contender("fastapi", "FastAPI, uvicorn, orjson", serve_fastapi, needs=("fastapi", "uvicorn", "orjson")),

@@ -30,10 +30,11 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks import generators
-from benchmarks.contenders import BIN, CONTENDERS, SERVERS, Contender, serve_pyserve
+from benchmarks.contenders import BIN, CONTENDERS, HAS_NATIVE, SERVERS, Contender, serve_pyserve
 from benchmarks.data import SHORT_TEXT, generate_reviews
 from benchmarks.generators import GeneratorError
 from benchmarks.latency import format_percentiles, make_histogram, pick, render_percentiles, summarise
+from benchmarks.machine import read_commit, read_cpu
 from benchmarks.processes import Group, ServerError, running
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -101,15 +102,15 @@ FULL = Extent(
     rounds=3,
     maximum_seconds=3,
     maximum_warm_up=1,
-    paced_seconds=8.0,
+    paced_seconds=5.0,
     paced_warm_up=1.0,
-    probe_seconds=2.5,
+    probe_seconds=2.0,
     precision=0.06,
     model_rounds=15,
     paced_servers={"short": None, "reviews": None},
     capacity_servers={
-        "short": ("pyserve", "article", "granian", "uwsgi", "fastapi", "gunicorn"),
-        "reviews": ("pyserve", "article", "granian", "uwsgi", "fastapi", "gunicorn"),
+        "short": ("pyserve", "native", "article", "granian", "uwsgi", "fastapi", "gunicorn"),
+        "reviews": ("pyserve", "native", "article", "granian", "gunicorn"),
     },
 )
 
@@ -333,25 +334,6 @@ def describe_workload(texts: list[str]) -> dict[str, float]:
     }
 
 
-def read_cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
-
-
-def read_commit() -> str:
-    """Return the commit that is measured, with a + where files of it were changed."""
-    try:
-        git = ["git", "-C", str(ROOT)]
-        commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
-        status = [*git, "status", "--porcelain", "--untracked-files=no", "--", "ext", "pyserve", "setup.py"]
-        changed = subprocess.run(status, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
-
-
 def read_tool_version(name: str, path: str) -> str:
     """Return the first line that a generator says of its version; wrk leaves with status 1 after it."""
     done = subprocess.run(
@@ -370,22 +352,35 @@ def plan_model(session: Session) -> float:
 
 def measure_model(session: Session) -> None:
     """Time the prediction alone, in this process and on the server's core."""
-    import fasttext_pybind
-
-    model = fasttext_pybind.fasttext()
-    model.loadModel(str(session.model))
+    engines = load_engines(session.model)
     allowed = os.sched_getaffinity(0)
-    found = {}
+    found: dict[str, dict[str, float]] = {engine: {} for engine in engines}
     with session.progress.step("the model alone", plan_model(session)):
         os.sched_setaffinity(0, {session.server_core})
         try:
             for name, texts in session.workloads.items():
                 lines = [text.encode() + b"\n" for text in texts]
                 lines *= max(1, 1000 // len(lines))
-                found[name] = round(time_calls(model.predict, lines, session.extent.model_rounds), 3)
+                for engine, predict in engines.items():
+                    found[engine][name] = round(time_calls(predict, lines, session.extent.model_rounds), 3)
         finally:
             os.sched_setaffinity(0, allowed)
     session.results["model_us"] = found
+
+
+def load_engines(path: Path) -> dict[str, Callable[..., object]]:
+    """Load what predicts: fastText's binding, and our own engine where it takes the model."""
+    import fasttext_pybind
+
+    model = fasttext_pybind.fasttext()
+    model.loadModel(str(path))
+    engines: dict[str, Callable[..., object]] = {"binding": model.predict}
+    if HAS_NATIVE:
+        from pyserve._native import NativeEngine
+
+        with contextlib.suppress(ValueError):
+            engines["native"] = NativeEngine(path).predict
+    return engines
 
 
 def time_calls(predict: Callable[..., object], lines: list[bytes], rounds: int) -> float:
@@ -454,6 +449,11 @@ def drive(
         rounds.setdefault((contender.name, workload), []).append(
             drive_once(session, group, script, [session.load_core])
         )
+    describe_server(session, contender, group)
+
+
+def describe_server(session: Session, contender: Contender, group: Group) -> None:
+    """Record how a server was started and what it takes."""
     session.results["servers"][contender.name] = {
         "title": contender.title,
         "command": session.shorten(contender.command(session.model, 9000)),
@@ -547,7 +547,7 @@ def plan_run(session: Session, seconds: float) -> float:
 
 
 def plan_capacity(session: Session) -> float:
-    return 10 * plan_run(session, session.extent.probe_seconds)
+    return 9 * plan_run(session, session.extent.probe_seconds)
 
 
 def plan_latency_of(session: Session, workload: str, contender: Contender) -> float:
@@ -573,6 +573,7 @@ def measure_latency(session: Session) -> None:
                         measure_rates(session, contender, group, workload)
                     if extent.covers(extent.capacity_servers, workload, contender):
                         measure_capacity(session, contender, group, workload)
+                    describe_server(session, contender, group)
             except (ServerError, GeneratorError) as error:
                 session.failed(contender, f"latency with {workload}", error)
 
@@ -725,13 +726,13 @@ def bisect(probe: Callable[[int], Probe], limit_ms: float, highest: int, precisi
 
 def break_down(results: dict[str, Any]) -> list[dict[str, Any]]:
     """Divide a request's processor time: what the floor takes, what the model takes, and the rest: the server's own."""
+    engines = {one.name: one.engine for one in CONTENDERS}
     times = {(one["server"], one["workload"]): one["cpu_us"] for one in results["maximum"]}
     parts = []
     for (server, workload), total in times.items():
-        floor = times.get(("floor", workload))
-        # Only what runs on bjoern has the floor under it.
-        if server in ("pyserve", "article") and floor:
-            model = results["model_us"][workload]
+        floor, engine = times.get(("floor", workload)), engines.get(server)
+        if floor and engine in results["model_us"]:
+            model = results["model_us"][engine][workload]
             parts.append(
                 {
                     "server": server,

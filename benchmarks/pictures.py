@@ -19,6 +19,9 @@ PUBLISHED_P99_MS = {5_000: 3.99, 10_000: 7.3, 15_000: 17.9, 20_000: 56.5}
 """The article's own 99th percentiles, of 2018 and a laptop, with 400 connections."""
 
 WORKLOADS = {"short": "'awesome product'", "reviews": "reviews"}
+PUBLISHED_GUNICORN_MEDIAN_MS = 7_700.0
+"""The article's median of gunicorn with 9 gevent workers at 20,000 requests/s."""
+
 SHOWN_PERCENTILES = (50, 90, 99, 99.9, 99.99)
 LAST_PERCENTILE = 99.99
 HIGHEST_MS = 3_000.0
@@ -31,7 +34,7 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PINK = (
 )
 GREY = "#8c8c8c"
 RATE_COLOURS = {5_000: SKY, 10_000: GREEN, 15_000: ORANGE, 20_000: RED, 25_000: BLACK}
-SERVER_COLOURS = {"pyserve": RED, "article": BLUE, "gunicorn": BLACK, "floor": "#c8c8c8"}
+SERVER_COLOURS = {"pyserve": RED, "native": RED, "article": BLUE, "gunicorn": BLACK, "floor": "#c8c8c8"}
 
 
 def draw_all(results: Results, folder: Path) -> list[tuple[str, str]]:
@@ -148,10 +151,16 @@ def draw_gunicorn(results: Results) -> Figure | None:
         if run["overloaded"]:
             label += f"\n(overloaded: answers {run['achieved']:,}/s)"
         plot_run(axes, run, SERVER_COLOURS[server], label)
-    axes.set_ylim(LOWEST_MS, None)
+    for percentile, value, colour in (
+        (50, PUBLISHED_GUNICORN_MEDIAN_MS, SERVER_COLOURS["gunicorn"]),
+        (99, PUBLISHED_P99_MS[20_000], SERVER_COLOURS["article"]),
+    ):
+        axes.plot(spread_percentile(percentile), value, "X", color=colour, markersize=9, clip_on=False, zorder=3)
+    axes.plot([], [], "X", color=GREY, markersize=8, label="2018: gunicorn's median, bjoern's p99")
+    axes.set_ylim(LOWEST_MS, 20_000)
     axes.set_ylabel("latency, ms")
     axes.set_title("At 20,000 requests/s, 'awesome product', one core", fontsize=11, fontweight="bold")
-    axes.legend(loc="center right", fontsize=9, frameon=False)
+    axes.legend(loc="center right", bbox_to_anchor=(1, 0.55), fontsize=9, frameon=False)
     return figure
 
 
@@ -189,9 +198,9 @@ def draw_breakdown(results: Results) -> Figure | None:
         return None
     figure = Figure(figsize=(9.2, 0.62 * len(parts) + 1.5), layout="constrained")
     axes = figure.subplots()
-    names = {"pyserve": "pyserve", "article": "article's server"}
+    names = {"pyserve": "pyserve", "native": "--engine native", "article": "article's server"}
     parts = sorted(
-        parts, key=lambda one: (list(WORKLOADS).index(one["workload"]), one["server"] != "pyserve"), reverse=True
+        parts, key=lambda one: (list(WORKLOADS).index(one["workload"]), list(names).index(one["server"])), reverse=True
     )
     labels = [f"{names[one['server']]}, {WORKLOADS[one['workload']]}" for one in parts]
     beneath = [0.0] * len(parts)

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import importlib.metadata
 import json
 import os
 import signal
@@ -82,6 +83,14 @@ def memory_kb(pid: int, kind: str) -> int:
     return 0
 
 
+def is_installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 def find_port(first: int = 9500, last: int = 9599) -> int:
     """Find a port that nobody listens on."""
     for port in range(first, last + 1):
@@ -113,6 +122,9 @@ def running(contender: Contender, model: Path, cores: Iterable[int]) -> Iterator
     Raises:
         ServerError: it did not start in time, or its first answers are wrong.
     """
+    missing = [package for package in contender.needs if not is_installed(package)]
+    if missing:
+        raise ServerError(f"needs {' and '.join(missing)}, which make load installs")
     port = find_port()
     with tempfile.TemporaryFile() as output:
         begun = time.perf_counter()

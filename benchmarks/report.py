@@ -64,7 +64,7 @@ def place(readme: str, section: str) -> str:
 def render(results: Results) -> str:
     """Write the section."""
     lines = [introduce(results), ""]
-    for workload in ("short", "reviews"):
+    for workload in results["about"]["workloads"]:
         lines += [*render_table(results, workload), ""]
     lines += [*render_pictures(results), *render_scaling(results), *render_notes(results)]
     return "\n".join(lines).rstrip() + "\n"

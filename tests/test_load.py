@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -441,7 +442,7 @@ def test_breakdown_adds_up() -> None:
             {"server": server, "workload": "short", "cpu_us": microseconds}
             for server, microseconds in (("floor", 10.0), ("pyserve", 12.5), ("granian", 25.0))
         ],
-        "model_us": {"short": 1.5},
+        "model_us": {"binding": {"short": 1.5}},
     }
     (part,) = load.break_down(results)
     assert (part["server"], part["workload"]) == ("pyserve", "short")
@@ -482,3 +483,78 @@ def test_results_hold_raw_percentiles() -> None:
 def test_results_hold_no_path_of_a_machine() -> None:
     text = RESULTS.read_text()
     assert not re.search(r"/(home|root|tmp|work|usr)/", text)
+
+
+# ---- a whole run
+
+
+def write_tool(folder: Path, name: str, script: str) -> str:
+    tool = folder / name
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(0o755)
+    return str(tool)
+
+
+@pytest.fixture
+def session(star_model: Path, tmp_path: Path) -> load.Session:
+    """A session with a server that works, one that does not start, and generators that repeat a stored report."""
+    floor = next(one for one in CONTENDERS if one.name == "floor")
+    broken = Contender(
+        "broken", "broken", lambda model, port: [sys.executable, "-c", "raise SystemExit('out of order')"]
+    )
+    return load.Session(
+        extent=replace(load.QUICK, paced_servers={"short": None}, capacity_servers={}, maximum_warm_up=0),
+        model=star_model,
+        contenders=[broken, floor],
+        workloads={"short": [data.SHORT_TEXT]},
+        tools={
+            "wrk": write_tool(tmp_path, "wrk", f"cat {SAMPLES}/wrk.txt"),
+            "wrk2": write_tool(tmp_path, "wrk2", f"cat {SAMPLES}/wrk2.txt"),
+        },
+        server_core=0,
+        load_core=0,
+        folder=tmp_path,
+        output=tmp_path / "results",
+    )
+
+
+def test_run_records_failures_and_goes_on(session: load.Session) -> None:
+    load.measure(session)
+    load.write(session)
+    results = json.loads((session.output / "load.json").read_text())
+    assert {(one["server"], one["reason"]) for one in results["failures"]} == {
+        ("broken", "ended with status 1: out of order")
+    }
+    assert [(one["server"], one["rate"]) for one in results["maximum"]] == [("floor", 80533)]
+    assert [(one["server"], one["rate"], one["percentiles"]["99"]) for one in results["latency"]] == [
+        ("floor", rate, 5.466) for rate in load.RATES
+    ]
+    assert [one["rate"] for one in results["latency"] if one["overloaded"]] == [25_000]
+    assert (session.output / results["latency"][-1]["file"]).name == "floor-short-25000.hgrm"
+    assert results["about"]["paced_by"] == "wrk2"
+    assert "benchmarks/servers/floor.py" in results["servers"]["floor"]["command"]
+    assert "Not measured: broken, greatest rate: ended with status 1: out of order." in report.render(results)
+
+
+def test_run_without_wrk_measures_latency(session: load.Session) -> None:
+    del session.tools["wrk"]
+    session.contenders.pop(0)
+    load.measure(session)
+    assert session.results["maximum"] == []
+    assert len(session.results["latency"]) > 1
+    assert "| floor: bjoern, constant answer |  |  | 5.5 ms |" in report.render(session.results)
+    assert "apt-get install wrk" in generators.explain_missing(session.tools)[0]
+
+
+def test_run_without_h2load_measures_rates(session: load.Session) -> None:
+    del session.tools["wrk2"]
+    session.contenders.pop(0)
+    load.measure(session)
+    assert session.results["latency"] == []
+    assert len(session.results["maximum"]) == 1
+
+
+def test_server_names_missing_packages(star_model: Path) -> None:
+    fake = Contender("fake", "fake", lambda model, port: ["true"], needs=("no-such-package",))
+    with pytest.raises(ServerError, match="needs no-such-package"), running(fake, star_model, [0]):
+        pass
