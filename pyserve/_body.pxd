@@ -9,7 +9,9 @@ cdef class Body:
 
     cdef bytes content(self)
     cdef void drop(self)
+
     @staticmethod
     cdef Body last_completed()
+
     @staticmethod
     cdef Py_ssize_t count_living() noexcept
