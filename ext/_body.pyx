@@ -4,12 +4,17 @@ bjoern keeps a body in memory and has no limit on it. It takes the class of its 
 starts, so a loop that starts with ``IO`` below in place of ``io`` builds the bodies of this module: they keep no more
 than the limit, and all the bodies of a process no more than the budget. What is over is received, counted and dropped.
 
-bjoern calls ``write`` while a body arrives and ``seek(0)`` when it is complete, neither of which may raise.
+bjoern calls ``write`` while a body arrives and ``seek(0)`` when it is complete. It crashes where one of them raises, and
+where they return while an exception is set, as bjoern itself leaves one after some requests that it cannot parse.
 """
 
 cimport cython
 from cpython.bytes cimport PyBytes_GET_SIZE
 from cpython.object cimport PyObject
+
+cdef extern from "Python.h":
+    PyObject* PyErr_Occurred()
+    void PyErr_Clear()
 
 cdef Py_ssize_t limit = 1024 * 1024
 cdef Py_ssize_t budget = 128 * 1024 * 1024
@@ -22,6 +27,11 @@ cdef Py_ssize_t living = 0
 # complete, any other when its first bytes arrive: so a new body counts as complete until something is written to it.
 cdef PyObject* completed = NULL
 cdef PyObject* completed_before = NULL
+
+
+cdef inline void forget_exception() noexcept:
+    if PyErr_Occurred() != NULL:
+        PyErr_Clear()
 
 
 @cython.final
@@ -50,6 +60,7 @@ cdef class Body:
     def write(self, bytes chunk not None):
         global kept_by_all, completed
         cdef Py_ssize_t size = PyBytes_GET_SIZE(chunk)
+        forget_exception()
         if completed == <PyObject*>self:
             completed = completed_before
         self.received += size
@@ -81,6 +92,7 @@ cdef class Body:
 
     def seek(self, Py_ssize_t position, int whence=0):
         global completed
+        forget_exception()
         if whence == 0 and position == 0:
             completed = <PyObject*>self
         elif whence == 1:
@@ -165,6 +177,7 @@ cdef class IO:
     """What bjoern takes for the module ``io``."""
 
     def BytesIO(self):
+        forget_exception()
         return Body.__new__(Body)
 
 

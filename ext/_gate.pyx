@@ -9,6 +9,7 @@ of its requests. At a call, the connection and the environ own it, and nobody el
 never passed on. An environ without the address is one that is not complete.
 
 How a connection is closed: bjoern closes it where the iteration of a response fails, after what it has already taken.
+Only after an ``Expect`` it reads on, in a state in which it may crash; so a connection is also cut off at its descriptor.
 """
 
 import gc
@@ -36,6 +37,13 @@ from pyserve._resource cimport Entry
 
 cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(PyObject* value) nogil
+    PyObject* PyErr_Occurred()
+    void PyErr_Clear()
+
+cdef extern from "bjoern_request.h":
+    int client_descriptor(PyObject* start_response, const PyObject* address)
+    bint has_taken_all(int descriptor) nogil
+    void cut_off(int descriptor) nogil
 
 logger = logging.getLogger("pyserve")
 access_logger = logging.getLogger("pyserve.access")
@@ -64,9 +72,11 @@ cdef class Closing:
     """A response of one chunk, after which bjoern closes the connection."""
 
     cdef bytes _chunk
+    cdef int _descriptor  # of a connection that must not be read from any more, or -1
 
-    def __cinit__(self, bytes chunk not None):
+    def __cinit__(self, bytes chunk not None, int descriptor=-1):
         self._chunk = chunk
+        self._descriptor = descriptor
 
     def __iter__(self):
         return self
@@ -74,6 +84,8 @@ cdef class Closing:
     def __next__(self):
         cdef bytes chunk = self._chunk
         if chunk is None:
+            if self._descriptor >= 0:
+                cut_off(self._descriptor)
             raise ConnectionDone
         self._chunk = None
         return chunk
@@ -193,6 +205,8 @@ cdef class Gate:
         cdef bytes reply
         cdef PyObject* stream
         cdef list headers
+        if PyErr_Occurred() != NULL:
+            PyErr_Clear()  # bjoern leaves one behind after requests that it could not parse
         # The connection's own reference and the environ's.
         if address == NULL or Py_REFCNT(address) > 2:
             return self._refuse_pipelined(environ, start_response, address)
@@ -237,6 +251,8 @@ cdef class Gate:
         cdef StartResponse begin
         cdef bytes reply = b""
         cdef bint close = self.draining
+        cdef bint tainted = False
+        cdef int descriptor = -1
         cdef Py_ssize_t size = 0
         cdef Body body = None
         cdef str taken = self._taken_over(environ)
@@ -256,7 +272,8 @@ cdef class Gate:
                 lookup(environ, "HTTP_EXPECT") != NULL
                 and (body.received == 0 or lookup(environ, "HTTP_TRANSFER_ENCODING") != NULL)
             ):
-                close = True
+                close = tainted = True
+                descriptor = client_descriptor(<PyObject*>start_response, lookup(environ, "REMOTE_ADDR"))
             # An environ that is kept must not look like a lost request.
             environ["REMOTE_ADDR"] = (value_of(environ, "REMOTE_ADDR") + " ")[:-1]
         environ["pyserve.request_id"] = request_id
@@ -291,8 +308,10 @@ cdef class Gate:
             self._log_next -= 1
             if self._log_next == 0:
                 self._log_access(environ, begin.status, route, size, start, request_id)
+        if tainted and descriptor >= 0 and (size == 0 or not has_taken_all(descriptor)):
+            cut_off(descriptor)
         if close and size:
-            return Closing(reply)
+            return Closing(reply, descriptor)
         return [reply]
 
     cdef tuple _contradiction(self, dict environ, Body body):
@@ -337,6 +356,10 @@ cdef class Gate:
     cdef object _refuse(self, start_response, str status, str message, int cause, Route route, str request_id):
         """Answer with an error and have the connection closed."""
         cdef bytes reply = b'{"Error":"%b"}' % message.encode()
+        cdef int descriptor = client_descriptor(<PyObject*>start_response, NULL)
+        if descriptor >= 0 and not has_taken_all(descriptor):
+            # The answer might wait, and bjoern read on meanwhile.
+            cut_off(descriptor)
         try:
             start_response(status, [
                 ("content-length", str(PyBytes_GET_SIZE(reply))),
@@ -345,12 +368,14 @@ cdef class Gate:
                 CLOSE,
             ])
         except TypeError:
-            # bjoern has not finished the answer before this request; it writes a 500 of its own.
+            # bjoern has not finished the answer before this request; it writes a 500 of its own, to nobody.
+            if descriptor >= 0:
+                cut_off(descriptor)
             raise ConnectionDone from None
         self._block.refused[cause] += 1
         self._block.requests[<int>route][status_index(int(status[:3]))] += 1
         self._block.bytes_out += <uint64_t>PyBytes_GET_SIZE(reply)
-        return Closing(reply)
+        return Closing(reply, descriptor)
 
     cdef void _log_access(self, dict environ, int status, Route route, Py_ssize_t size, uint64_t ticks,
                           str request_id) except *:
