@@ -99,7 +99,7 @@ cdef enum:
 # How long a connection must have been idle before it is closed to drain: time for a client to send what it had begun.
 cdef double QUIET = 1.0
 # How long an incomplete request is left alone at the connection limit.
-cdef double PATIENCE = 2.0
+cdef double PATIENCE = 1.0
 cdef double LINGER = 2.0
 
 
@@ -284,7 +284,7 @@ cdef class Watch:
         cdef int fd
         cdef Connection* connection
         cdef list candidates = []
-        cdef Py_ssize_t surplus = self.open - self.max_connections * 9 // 10
+        cdef Py_ssize_t surplus = self.open - self.max_connections * 3 // 4
         self._listen(False)
         for fd in range(self._size):
             connection = &self._connections[fd]
