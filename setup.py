@@ -28,7 +28,7 @@ def extension(name: str, *sources: str) -> Extension:
     return Extension(
         f"pyserve.{name}",
         [f"ext/{name}.pyx", *sources],
-        depends=glob("pyserve/*.pxd") + glob("ext/*.hpp"),
+        depends=glob("pyserve/*.pxd") + glob("ext/*.h") + glob("ext/*.hpp"),
         include_dirs=["ext"],
         language="c++" if cplusplus else "c",
         extra_compile_args=COMPILE_ARGS + (["-std=c++17"] if cplusplus else []),
@@ -40,7 +40,11 @@ def extension(name: str, *sources: str) -> Extension:
 setup(
     ext_modules=cythonize(
         [
+            extension("_body"),
+            extension("_connections"),
+            extension("_gate"),
             extension("_inference"),
+            extension("_metrics"),
             extension("_resource"),
             extension("_model_file", "ext/model_file.cpp"),
             extension("_native", "ext/model_file.cpp", *sorted(glob("ext/native_*.cpp"))),

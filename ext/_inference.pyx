@@ -19,6 +19,8 @@ from libc.math cimport fabs, isfinite, rint
 from libc.stdint cimport int8_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy, memset
 
+from pyserve._counters cimport now_ticks, record_prediction
+
 cdef extern from "Python.h":
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
 
@@ -681,6 +683,8 @@ cdef class Classifier:
 
     cdef bytes answer_line(self, const char* line, Py_ssize_t size, Py_ssize_t k, double threshold):
         """Return the JSON object that answers a line."""
+        cdef Py_ssize_t count
+        cdef uint64_t start
         cdef Score[STACK_SCORES] few
         cdef Score* scores = few
         if k > STACK_SCORES:
@@ -688,9 +692,15 @@ cdef class Classifier:
             if scores == NULL:
                 raise MemoryError
         try:
-            return format_scores(
-                self._prefixes, self._longest_prefix, scores, self.score(line, size, k, threshold, scores)
-            )
+            if self.recorder == NULL:
+                count = self.score(line, size, k, threshold, scores)
+            else:
+                start = now_ticks(self.recorder.clock)
+                count = self.score(line, size, k, threshold, scores)
+                record_prediction(
+                    self.recorder, now_ticks(self.recorder.clock) - start, scores[0].label if count else -1
+                )
+            return format_scores(self._prefixes, self._longest_prefix, scores, count)
         finally:
             if scores != few:
                 PyMem_Free(scores)

@@ -13,6 +13,7 @@ from cpython.bytes cimport PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_GetItem
 from cpython.object cimport PyObject
 
+from pyserve._body cimport Body
 from pyserve._inference cimport Classifier
 
 ROUTE = "/inferreview"
@@ -40,6 +41,9 @@ cdef inline object lookup(dict environ, str key):
 cdef bytes read_body(object req, Py_ssize_t max_body):
     """Read the whole body of a Falcon request, or raise the HTTP error that it deserves."""
     cdef bytes body
+    stream = req.env["wsgi.input"]
+    if type(stream) is Body and (<Body>stream).over_limit:
+        raise too_large(max_body)
     length = req.content_length
     if length is None:
         # Chunked: only a server that ends the stream by itself can hand it on.
@@ -85,15 +89,10 @@ class InferReview:
 cdef class Entry:
     """The WSGI application."""
 
-    cdef readonly object falcon_app
-    cdef Classifier _classifier
-    cdef Py_ssize_t _max_body
-    cdef Py_ssize_t _max_texts
-
     def __init__(self, Classifier classifier not None, falcon_app, Py_ssize_t max_body, Py_ssize_t max_texts):
         self.falcon_app = falcon_app
-        self._classifier = classifier
-        self._max_body = max_body
+        self.classifier = classifier
+        self.max_body = max_body
         self._max_texts = max_texts
 
     def __call__(self, environ, start_response):
@@ -101,18 +100,18 @@ cdef class Entry:
 
     def handle(self, dict environ not None, start_response):
         """Answer a request; the same as calling the object, without the cost of its ``tp_call``."""
-        cdef bytes reply = self._answer(environ)
-        cdef Py_ssize_t size
+        cdef bytes reply = self.answer(environ)
         if reply is None:
             return self.falcon_app(environ, start_response)
-        size = PyBytes_GET_SIZE(reply)
-        start_response(
-            STATUS_OK,
-            [CONTENT_LENGTHS[size] if size < CACHED_LENGTHS else ("content-length", str(size)), CONTENT_TYPE],
-        )
+        start_response(STATUS_OK, self.headers(reply))
         return [reply]
 
-    cdef bytes _answer(self, dict environ):
+    cdef list headers(self, bytes reply):
+        """Return the headers of a reply to the hot route."""
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(reply)
+        return [CONTENT_LENGTHS[size] if size < CACHED_LENGTHS else ("content-length", str(size)), CONTENT_TYPE]
+
+    cdef bytes answer(self, dict environ):
         """Return the reply, or None where the request is Falcon's; its body can then still be read."""
         cdef object media_type = lookup(environ, "CONTENT_TYPE")
         cdef object stream = lookup(environ, "wsgi.input")
@@ -123,18 +122,23 @@ cdef class Entry:
             lookup(environ, "REQUEST_METHOD") != POST
             or lookup(environ, "PATH_INFO") != HOT_PATH
             or not (media_type is None or media_type == FORM)
-            or type(stream) is not BytesIO
         ):
             return None
-        body = stream.read()
+        if type(stream) is Body:
+            body = (<Body>stream).content()
+        elif type(stream) is BytesIO:
+            body = stream.read()
+        else:
+            return None
         size = PyBytes_GET_SIZE(body)
-        if size <= self._max_body and is_length(lookup(environ, "CONTENT_LENGTH"), size):
+        if size <= self.max_body and is_length(lookup(environ, "CONTENT_LENGTH"), size):
             query = lookup(environ, "QUERY_STRING")
             try:
-                return self._classifier.answer_form(body, query.encode("latin-1") if query else b"", self._max_texts)
+                return self.classifier.answer_form(body, query.encode("latin-1") if query else b"", self._max_texts)
             except Exception:  # whatever it is, Falcon's door meets it again and answers it
                 pass
-        environ["wsgi.input"] = BytesIO(body)
+        if type(stream) is BytesIO:
+            stream.seek(0)
         return None
 
 

@@ -1,5 +1,6 @@
 # What the WSGI entry calls without a detour through Python.
 
+from pyserve._counters cimport Recorder
 from pyserve._native cimport NativeEngine, Score
 
 cdef struct Span:
@@ -14,6 +15,7 @@ cdef class Classifier:
     cdef dict _label_numbers
     cdef list _prefixes
     cdef Py_ssize_t _longest_prefix
+    cdef Recorder* recorder  # where predictions are counted, or NULL; not owned
 
     cdef bytes answer_form(self, bytes form, bytes query, Py_ssize_t max_texts)
     cdef bytes answer_line(self, const char* line, Py_ssize_t size, Py_ssize_t k, double threshold)

@@ -31,6 +31,14 @@ class Entry:
     def falcon_app(self) -> falcon.App[Any, Any]:
         """The application behind the hot route."""
 
+    @property
+    def classifier(self) -> Classifier:
+        """What answers."""
+
+    @property
+    def max_body(self) -> int:
+        """The most bytes that a body may have."""
+
     def __init__(
         self, classifier: Classifier, falcon_app: falcon.App[Any, Any], max_body: int, max_texts: int
     ) -> None: ...

@@ -58,7 +58,9 @@ def handle_failure(req: falcon.Request, resp: falcon.Response, error: Exception,
     """Answer 500 for a failure of ours, and log where it came from."""
     # An exception's message may quote the text of a user; that of an EngineError never does.
     cause = str(error) if isinstance(error, EngineError) else type(error).__name__
-    logger.error("a request failed: %s\n%s", cause, format_frames(error.__traceback__))
+    request_id = req.env.get("pyserve.request_id")
+    known = {"request_id": request_id} if request_id else {}
+    logger.error("a request failed: %s\n%s", cause, format_frames(error.__traceback__), extra=known)
     raise falcon.HTTPInternalServerError(description="An internal server error has occurred")
 
 

@@ -84,9 +84,9 @@ def load(model: Path | None, engine: str, label_format: str | None) -> tuple[Pat
         raise Failure(f"--label-format: {error}") from None
 
 
-def warn_of_starter(path: Path) -> None:
+def warn_of_starter(name: str) -> None:
     """Say so where the model is the small one that comes with the project."""
-    if path.name == STARTER:
+    if name == STARTER:
         click.echo(
             "warning: this is the starter model, trained on generated text and no substitute for a real one; "
             "`pyserve fetch amazon_review_full` gets one",
@@ -94,14 +94,40 @@ def warn_of_starter(path: Path) -> None:
         )
 
 
+def parse_address(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, int] | None:
+    """Read an address of the form HOST:PORT, an IPv6 host in brackets."""
+    if value is None:
+        return None
+    host, _, port = value.rpartition(":")
+    if not (host and port.isascii() and port.isdigit() and int(port) < 65536):
+        raise click.BadParameter("must be HOST:PORT, as in 127.0.0.1:9100 or [::1]:9100")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+MEGABYTE = 1024 * 1024
+
+
 @main.command(**COMMAND)
 @model_options
 @option("--host", default="127.0.0.1", help="The address to listen on.")
 @option("--port", default=9000, type=click.IntRange(0, 65535), help="The port to listen on; 0 takes a free one.")
 @option("--unix-socket", type=click.Path(path_type=Path), help="Listen on this Unix socket instead.")
-@option("--workers", default=1, type=click.IntRange(1, 1), help="How many processes serve.")
+@option("--reuse-port", is_flag=True, help="Give each worker a socket of its own (SO_REUSEPORT).")
+@option("--admin-address", callback=parse_address, metavar="HOST:PORT", help="Serve health and metrics here alone.")
+@option("--workers", type=click.IntRange(1, 1024), help="How many processes serve.  [default: the usable cores]")
+@option("--timeout", default=30, type=click.IntRange(1), help="Seconds after which a worker that hangs is killed.")
+@option("--graceful-timeout", default=30, type=click.IntRange(1), help="Seconds to answer what was asked, at the end.")
 @option("--max-body", default=DEFAULT_MAX_BODY, type=click.IntRange(1), help="The most bytes in a request's body.")
 @option("--max-texts", default=DEFAULT_MAX_TEXTS, type=click.IntRange(1), help="The most texts in a request.")
+@option("--max-bodies", default=128 * MEGABYTE, type=click.IntRange(1), help="The most bytes of bodies in a worker.")
+@option("--request-timeout", default=30.0, type=click.FloatRange(0.5), help="Seconds for a request to be complete.")
+@option("--keep-alive", default=75.0, type=click.FloatRange(0.5), help="Seconds for which a connection may be idle.")
+@option("--max-connections", default=10_000, type=click.IntRange(1), help="The most connections of a worker.")
+@option(
+    "--max-growth", default=256 * MEGABYTE, type=click.IntRange(0), help="Bytes a worker may grow by; 0 for no limit."
+)
+@option("--log-format", default="text", type=click.Choice(["text", "json"]), help="How a line of the log is written.")
+@option("--access-log", default=0, type=click.IntRange(0), metavar="N", help="Log one of N requests; 0 logs none.")
 def serve(
     model: Path | None,
     engine: str,
@@ -109,28 +135,69 @@ def serve(
     host: str,
     port: int,
     unix_socket: Path | None,
-    workers: int,
+    reuse_port: bool,
+    admin_address: tuple[str, int] | None,
+    workers: int | None,
+    timeout: int,
+    graceful_timeout: int,
     max_body: int,
     max_texts: int,
+    max_bodies: int,
+    request_timeout: float,
+    keep_alive: float,
+    max_connections: int,
+    max_growth: int,
+    log_format: str,
+    access_log: int,
 ) -> None:
-    """Answer POST /inferreview until SIGTERM."""
-    from pyserve import server
+    """Answer POST /inferreview until SIGTERM; SIGHUP loads the model anew."""
+    from pyserve import log, server
+    from pyserve.worker import Limits
 
-    path, classifier = load(model, engine, label_format)
+    def load_all() -> server.Loaded:
+        path, classifier = load(model, engine, label_format)
+        description = describe_model(path, classifier)
+        app = create_app(classifier, max_body=max_body, max_texts=max_texts, description=description)
+        return server.Loaded(app, path.name, str(description["sha256"]), classifier.labels, classifier.engine)
+
+    def load_again() -> server.Loaded:
+        try:
+            return load_all()
+        except Failure as error:
+            raise ModelError(error.message) from None
+
+    loaded = load_all()
+    workers = workers or server.count_usable_cores()
     try:
-        listener = server.listen_unix(unix_socket) if unix_socket else server.listen(host, port)
+        if unix_socket:
+            listeners = [server.listen_unix(unix_socket)]
+        else:
+            listeners = [server.listen(host, port, reuse_port=reuse_port)]
+            port = listeners[0].getsockname()[1]
+            listeners += [server.listen(host, port, reuse_port=True) for _ in range(workers - 1) if reuse_port]
+        admin_listener = server.listen(*admin_address) if admin_address else None
     except server.ServeError as error:
         raise Failure(str(error)) from None
-    where = f"unix:{unix_socket}" if unix_socket else "http://{}:{}".format(*listener.getsockname()[:2])
-    description = describe_model(path, classifier)
-    app = create_app(classifier, max_body=max_body, max_texts=max_texts, description=description)
-    warn_of_starter(path)
-    click.echo(
-        f"serving {path.name} ({len(classifier.labels)} labels, sha256 {description['sha256']}, "
-        f"{classifier.engine} engine) on {where}",
-        err=True,
+    log.set_up(log_format)
+    warn_of_starter(loaded.name)
+    options = server.Options(
+        workers=workers,
+        listeners=listeners,
+        admin_listener=admin_listener,
+        timeout=timeout,
+        limits=Limits(
+            max_body=max_body,
+            max_bodies=max_bodies,
+            request_timeout=request_timeout,
+            keep_alive=keep_alive,
+            max_connections=min(max_connections, server.raise_descriptor_limit()),
+            max_growth=max_growth,
+            graceful_timeout=graceful_timeout,
+            log_every=access_log,
+        ),
+        unix_socket=unix_socket,
     )
-    server.run(listener, app)
+    server.run(options, loaded, load_again)
 
 
 def read_texts(texts: tuple[str, ...]) -> Iterator[str | bytes]:

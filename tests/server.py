@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,11 +61,22 @@ class Server:
 
 
 @contextmanager
-def serve(model: Path, *options: str, ready: str = r"serving .* on http://127\.0\.0\.1:(\d+)") -> Iterator[Server]:
+def serve(
+    model: Path,
+    *options: str,
+    ready: str = r"serving .* on http://127\.0\.0\.1:(\d+)",
+    preexec: Callable[[], None] | None = None,
+) -> Iterator[Server]:
     """Start a server on a free port, wait until it says that it serves, and kill it at the end."""
     command = [*PYSERVE, "serve", "--model", str(model), "--port", "0", *options]
     with TemporaryFile() as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=clean_environment())
+        process = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=clean_environment(),
+            preexec_fn=preexec,  # noqa: PLW1509
+        )
         server = Server(process, log)
         try:
             with deadline(30, "the start") as tick:

@@ -1,0 +1,200 @@
+"""Health, metrics and logs of a real server."""
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.load_client import form_request, load, talk
+from tests.server import Server, serve
+from tests.support import Client
+from tests.test_server_signals import wait_for, wait_for_log, workers_of
+
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def read_metrics(server: Server, port: int = 0) -> Samples:
+    """All samples, by name and labels, as Prometheus' own parser reads them."""
+    connection = http.client.HTTPConnection("127.0.0.1", port or server.port, timeout=10)
+    connection.request("GET", "/metrics")
+    reply = connection.getresponse()
+    assert reply.status == 200
+    assert reply.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    families = list(text_string_to_metric_families(reply.read().decode()))
+    connection.close()
+    assert all(family.documentation for family in families)
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def value(samples: Samples, name: str, **labels: str) -> float:
+    return samples.get((name, tuple(sorted(labels.items()))), 0.0)
+
+
+def test_counts_are_right(star_model: Path, client: Client) -> None:
+    """Every count is what was sent, whichever worker answered."""
+    with serve(star_model, "--workers", "2", "--reuse-port") as server:
+        wait_for_log(server, " ready ")
+        sent = received = 0
+        for text, times in ((b"great", 30), (b"awful", 20)):
+            for _ in range(times):
+                body = b"text=" + text
+                status, reply = server.request(body)
+                assert status == 200
+                sent += len(body)
+                received += len(reply)
+        status, reply = server.request(b"text=great&text=awful&text=okay")
+        sent += 31
+        received += len(reply)
+        assert server.request(b"nothing=1")[0] == 400
+        assert server.request(b"text=great", path="/nothing")[0] == 404
+        assert server.request(b"text=great", method="PUT")[0] == 405
+        assert server.request(b'{"text": "great"}', **{"Content-Type": "application/json"})[0] == 200
+        talk(server.port, form_request(b"great") * 3)
+
+        samples = read_metrics(server)
+    assert value(samples, "pyserve_requests_total", route="/inferreview", status="200") == 52
+    assert value(samples, "pyserve_requests_total", route="/inferreview", status="400") == 1
+    assert value(samples, "pyserve_requests_total", route="/inferreview", status="405") == 1
+    assert value(samples, "pyserve_requests_total", route="other", status="404") == 1
+    assert value(samples, "pyserve_requests_refused_total", cause="pipelined") == 1
+    assert value(samples, "pyserve_texts_total") == 54
+    predictions = {labels: count for (name, labels), count in samples.items() if name == "pyserve_predictions_total"}
+    assert sum(predictions.values()) == 54
+    best = next(iter(json.loads(client(b"text=awful").body)))
+    assert predictions[(("label", best),)] == 21
+    assert value(samples, "pyserve_predict_duration_seconds_count") == 54
+    assert value(samples, "pyserve_request_duration_seconds_count") == 54
+    buckets = [count for (name, _), count in samples.items() if name == "pyserve_request_duration_seconds_bucket"]
+    assert buckets == sorted(buckets)
+    assert buckets[-1] == 54
+    assert (
+        value(samples, "pyserve_received_bytes_total")
+        == sent + len(b"nothing=1") + 3 * 10 - 10 + 17 + len("text=great") - 10 + 0
+    )
+    assert value(samples, "pyserve_sent_bytes_total") > received
+    assert value(samples, "pyserve_workers_started_total") == 2
+    assert value(samples, "pyserve_workers_ready") == 2
+    assert value(samples, "pyserve_ready") == 1
+    (info,) = [dict(labels) for (name, labels) in samples if name == "pyserve_model_info"]
+    assert info["name"] == "stars.bin"
+    assert re.fullmatch("[0-9a-f]{64}", info["sha256"])
+    resident = [size for (name, _), size in samples.items() if name == "pyserve_worker_resident_bytes"]
+    assert len(resident) == 2
+    assert all(1 << 20 < size < 200 << 20 for size in resident)
+
+
+def test_counts_never_fall(star_model: Path, client: Client) -> None:
+    """Not when workers are killed, and not when they are replaced."""
+    expected = {b"great": client(b"text=great").body}
+    with serve(star_model, "--workers", "2") as server:
+        wait_for_log(server, " ready ")
+        with load(server.port, expected, 4) as seen:
+            before = read_metrics(server)
+            for turn in range(1, 4):
+                target = seen.right + 100
+                wait_for(lambda: seen.right > target, "answers")  # noqa: B023
+                os.kill(workers_of(server)[0], signal.SIGKILL)
+                wait_for_log(server, "cause=killed", turn)
+                server.process.send_signal(signal.SIGHUP)
+                wait_for_log(server, " reloaded ", turn)
+                after = read_metrics(server)
+                for key, count in before.items():
+                    if key[0].endswith(("_total", "_bucket", "_count", "_sum")):
+                        assert after.get(key, 0) >= count, key
+                before = after
+        samples = read_metrics(server)
+        assert value(samples, "pyserve_requests_total", route="/inferreview", status="200") >= seen.right
+        assert value(samples, "pyserve_workers_ended_total", cause="killed") == 3
+        assert value(samples, "pyserve_workers_started_total") >= 8
+        assert value(samples, "pyserve_reloads_total", result="success") == 3
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_health(star_model: Path, method: str) -> None:
+    with serve(star_model, "--workers", "1") as server:
+        wait_for_log(server, " ready ")
+        for path in ("/livez", "/readyz"):
+            assert server.request(b"", method, path)[0] == 200
+            assert server.request(b"", "POST", path)[0] == 405
+
+
+def test_not_ready_while_draining(star_model: Path) -> None:
+    """A client that holds a connection is told so on it."""
+    with serve(star_model, "--workers", "1", "--graceful-timeout", "10") as server:
+        wait_for_log(server, " ready ")
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+            request = b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n"
+            connection.sendall(request[:20])
+            assert server.request(b"", "GET", "/readyz")[0] == 200
+            server.process.send_signal(signal.SIGTERM)
+            wait_for_log(server, "stopping")
+            connection.sendall(request[20:])
+            with connection.makefile("rb") as stream:
+                assert stream.readline() == b"HTTP/1.1 503 Service Unavailable\r\n"
+                assert b"draining" in stream.read()
+
+
+def test_admin_address(star_model: Path) -> None:
+    """Health and metrics are there and nowhere else, and survive the death of all workers and of their own."""
+    with serve(star_model, "--workers", "1", "--admin-address", "127.0.0.1:0") as server:
+        wait_for_log(server, " ready ")
+        admin = int(re.search(r"health and metrics on http://127\.0\.0\.1:(\d+)", server.read_log())[1])  # type: ignore[index]
+        for path in ("/livez", "/readyz", "/metrics"):
+            assert server.request(b"", "GET", path)[0] == 404
+        assert server.request(b"text=great")[0] == 200
+        samples = read_metrics(server, admin)
+        assert value(samples, "pyserve_requests_total", route="/inferreview", status="200") == 1
+        assert b"404" in talk(admin, b"POST /inferreview?text=a HTTP/1.0\r\n\r\n")
+        for pid in workers_of(server):
+            os.kill(pid, signal.SIGKILL)
+        wait_for_log(server, "cause=killed", 2)
+        wait_for(lambda: len(workers_of(server)) == 2, "new workers")
+        assert b"200" in talk(admin, b"GET /livez HTTP/1.0\r\n\r\n")
+        assert server.stop() == 0
+
+
+def test_json_log(star_model: Path) -> None:
+    with serve(star_model, "--workers", "1", "--log-format", "json", "--access-log", "1") as server:
+        wait_for_log(server, '"ready"')
+        assert server.request(b"text=secret+words", **{"X-Request-ID": "abc"})[0] == 200
+        assert server.request(b"", "GET", "/secret?text=secret")[0] == 404
+        assert server.stop() == 0
+        assert "secret" not in server.read_log()
+        lines = [json.loads(line) for line in server.read_log().splitlines()]
+    assert all({"time", "level", "pid", "message"} <= set(line) for line in lines)
+    access = [line for line in lines if line["message"] == "access"]
+    assert [(line["route"], line["status"], line["method"]) for line in access] == [
+        ("/inferreview", 200, "POST"),
+        ("other", 404, "GET"),
+    ]
+    assert access[0]["request_id"] == "abc"
+    assert access[0]["milliseconds"] >= 0
+
+
+def test_access_log_is_sampled(star_model: Path) -> None:
+    with serve(star_model, "--workers", "1", "--access-log", "10") as server:
+        wait_for_log(server, " ready ")
+        for _ in range(50):
+            assert server.request(b"text=secret")[0] == 200
+        wait_for_log(server, " access ", 5)
+        assert server.stop() == 0
+        assert server.read_log().count(" access ") == 5
+        assert "secret" not in server.read_log()
+
+
+def test_start_and_stop_are_logged(star_model: Path) -> None:
+    with serve(star_model, "--workers", "1") as server:
+        wait_for_log(server, " ready ")
+        assert server.stop() == 0
+        for event in ("serving stars.bin", "worker started", "ready workers=1", "stopping", "worker ended", "stopped"):
+            assert event in server.read_log()

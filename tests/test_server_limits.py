@@ -1,0 +1,282 @@
+"""Time-outs and limits, each against a real server and clients that do not behave."""
+
+import contextlib
+import json
+import os
+import resource
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.load_client import form_request, load, read_reply
+from tests.server import Server, serve
+from tests.support import Client, deadline, resident_bytes
+from tests.test_server_signals import wait_for, wait_for_log, workers_of
+
+HEAD = b"POST /inferreview HTTP/1.1\r\nHost: x\r\n"
+
+
+def connect(server: Server) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", server.port), timeout=15)
+
+
+def metric(server: Server, name: str) -> float:
+    """The value of a metric, given its name and labels as they are written."""
+    _, text = server.request(b"", "GET", "/metrics")
+    for line in text.decode().splitlines():
+        if line.startswith(name + " "):
+            return float(line.rsplit(" ", 1)[1])
+    raise AssertionError(f"there is no metric {name}")
+
+
+def closed_for(server: Server, cause: str) -> float:
+    """How many connections were closed for a cause."""
+    return metric(server, f'pyserve_connections_closed_total{{cause="{cause}"}}')
+
+
+@contextlib.contextmanager
+def many(server: Server, count: int, sent: bytes) -> Iterator[list[socket.socket]]:
+    """Open connections that have sent the same bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, count + 200)), hard))
+    connections: list[socket.socket] = []
+    try:
+        for _ in range(count):
+            connection = connect(server)
+            connections.append(connection)
+            if sent:
+                connection.sendall(sent)
+        yield connections
+    finally:
+        for connection in connections:
+            connection.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.fixture(scope="module")
+def impatient(star_model: Path) -> Iterator[Server]:
+    with serve(star_model, "--workers", "1", "--request-timeout", "1.5", "--keep-alive", "1") as running:
+        wait_for_log(running, " ready ")
+        yield running
+
+
+@pytest.mark.parametrize("sent", [b"GET /livez HT", HEAD, form_request(b"great")[:-1]])
+def test_incomplete_request_is_cut_off(impatient: Server, sent: bytes) -> None:
+    with connect(impatient) as connection:
+        connection.sendall(sent)
+        with connection.makefile("rb") as stream:
+            reply = read_reply(stream)
+            assert stream.read() == b""
+    assert reply.status == 408
+    assert "within 1.5 seconds" in json.loads(reply.body)["Error"]
+    assert reply.headers[b"x-request-id"]
+    assert reply.closes
+
+
+def test_silent_connection_is_closed(impatient: Server) -> None:
+    with connect(impatient) as connection:
+        assert connection.recv(100) == b""
+
+
+def test_dripping_request_is_cut_off(impatient: Server) -> None:
+    """A byte now and then does not help."""
+    with connect(impatient) as connection, deadline(15, "the cut") as tick:
+        connection.setblocking(False)
+        connection.sendall(HEAD)
+        received = b""
+        while b"408 Request Timeout" not in received:
+            tick()
+            with contextlib.suppress(BlockingIOError):
+                connection.send(b"X")
+            with contextlib.suppress(BlockingIOError):
+                received += connection.recv(65536)
+
+
+def test_second_request_is_cut_off_too(impatient: Server) -> None:
+    with connect(impatient) as connection, connection.makefile("rb") as stream:
+        connection.sendall(form_request(b"great"))
+        assert read_reply(stream).status == 200
+        connection.sendall(HEAD)
+        # One that begins within the clock's tick of the answer before it is closed like an idle connection.
+        assert stream.read()[:12] in {b"HTTP/1.1 408", b""}
+
+
+def test_idle_connection_is_closed(impatient: Server) -> None:
+    with connect(impatient) as connection, connection.makefile("rb") as stream:
+        connection.sendall(form_request(b"great"))
+        assert read_reply(stream).status == 200
+        assert stream.read() == b""
+    wait_for(lambda: closed_for(impatient, "idle") >= 1, "the count")
+
+
+def test_busy_connection_is_kept(impatient: Server, client: Client) -> None:
+    """One that goes on asking outlives every time-out."""
+    end = time.monotonic() + 4
+    with connect(impatient) as connection, connection.makefile("rb") as stream:
+        while time.monotonic() < end:
+            connection.sendall(form_request(b"great"))
+            assert read_reply(stream).body == client(b"text=great").body
+    assert closed_for(impatient, "request_timeout") >= 1
+
+
+def test_answer_that_is_not_taken_is_cut_off(star_model: Path) -> None:
+    with serve(star_model, "--workers", "1", "--request-timeout", "1.5", "--max-texts", "100000") as server:
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.settimeout(15)
+            connection.connect(("127.0.0.1", server.port))
+            body = b"&".join([b"text=a"] * 100_000)
+            connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            wait_for(lambda: closed_for(server, "answer_timeout") == 1, "the cut")
+        assert server.request(b"text=great")[0] == 200
+
+
+def test_body_over_the_limit(star_model: Path) -> None:
+    with serve(star_model, "--workers", "1", "--max-body", "1000") as server:
+        for body, status in [(b"text=" + b"a" * 995, 200), (b"text=" + b"a" * 996, 413), (b"a" * 300_000, 413)]:
+            assert server.request(body)[0] == status
+        with connect(server) as connection, connection.makefile("rb") as stream:
+            chunk = b"1000\r\n" + b"a" * 0x1000 + b"\r\n"
+            connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + chunk * 10 + b"0\r\n\r\n")
+            assert read_reply(stream).status == 413
+
+
+def send_gigabytes(server: Server, gigabytes: int) -> bytes:
+    """Send a body of that size. Return what came before the server closed the connection."""
+    block = b"a" * (1 << 20)
+    received = b""
+    with connect(server) as connection:
+        connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % (gigabytes << 30))
+        with contextlib.suppress(OSError):
+            for _ in range(gigabytes << 10):
+                connection.sendall(block)
+        with contextlib.suppress(OSError):
+            while data := connection.recv(65536):
+                received += data
+    return received
+
+
+def test_huge_body_is_cut_off(star_model: Path) -> None:
+    """2 GB are sent: the connection is closed long before all came, and the memory stays as it is."""
+    with serve(star_model, "--workers", "1") as server:
+        assert server.request(b"text=great")[0] == 200
+        (worker,) = workers_of(server)
+        before = resident_bytes(worker)
+        received = send_gigabytes(server, 2)
+        assert received == b"" or b" 413 " in received  # a reset may overtake the answer
+        assert resident_bytes(worker) - before < 8 << 20
+        assert closed_for(server, "body_too_large") == 1
+        assert server.request(b"text=great")[0] == 200
+
+
+def test_announced_body_costs_nothing(star_model: Path) -> None:
+    with serve(star_model, "--workers", "1") as server:
+        assert server.request(b"text=great")[0] == 200
+        (worker,) = workers_of(server)
+        before = resident_bytes(worker)
+        with many(server, 200, HEAD + b"Content-Length: 2147483648\r\n\r\ntext=a"):
+            assert server.request(b"text=great")[0] == 200
+            assert resident_bytes(worker) - before < 8 << 20
+
+
+def test_bodies_of_all_connections_are_limited(star_model: Path) -> None:
+    options = ["--workers", "1", "--max-body", "1000000", "--max-bodies", "3000000"]
+    with serve(star_model, *options) as server:
+        (worker,) = wait_for_workers(server, 1)
+        before = resident_bytes(worker)
+        body = b"text=" + b"a" * 899_995
+        head = HEAD + b"Content-Length: %d\r\n\r\n" % len(body)
+        with many(server, 20, head) as connections:
+            for connection in connections:
+                connection.sendall(body[:-1])
+            assert server.request(b"text=great")[0] in {200, 503}
+            assert resident_bytes(worker) - before < 16 << 20
+            codes = []
+            for connection in connections:
+                connection.sendall(body[-1:])
+                with connection.makefile("rb") as stream:
+                    codes.append(read_reply(stream).status)
+        assert set(codes) == {200, 503}
+        assert server.request(b"text=great")[0] == 200
+
+
+def wait_for_workers(server: Server, count: int) -> list[int]:
+    wait_for_log(server, " ready ")
+    wait_for(lambda: len(workers_of(server)) == count, "the workers")
+    return workers_of(server)
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /inferreview HT", HEAD + b"Content-Length: 100\r\n\r\ntext=a"])
+def test_slow_clients_hinder_nobody(star_model: Path, client: Client, sent: bytes) -> None:
+    """A thousand connections that dawdle, while good requests are answered."""
+    expected = {b"great": client(b"text=great").body, b"awful": client(b"text=awful").body}
+    with serve(star_model, "--workers", "1", "--request-timeout", "4") as server:
+        wait_for_log(server, " ready ")
+        with many(server, 1000, sent) as slow, load(server.port, expected, 4) as seen:
+            wait_for(lambda: metric(server, "pyserve_connections_open") >= 1000, "all slow connections")
+            wait_for(lambda: seen.right > 500, "good answers")
+            wait_for(lambda: closed_for(server, "request_timeout") >= 1000, "the cut")
+            for connection in slow[::100]:
+                with contextlib.suppress(ConnectionResetError):
+                    assert b"408" in (data := connection.recv(1000)) or data == b""
+        assert not seen.errors
+
+
+@pytest.mark.parametrize("sent", [form_request(b"great"), b"POST /infer", b""], ids=["idle", "incomplete", "silent"])
+def test_connection_limit(star_model: Path, sent: bytes) -> None:
+    """At the limit room is made, idle connections first, and new clients are served."""
+    with serve(star_model, "--workers", "1", "--max-connections", "50") as server:
+        wait_for_log(server, " ready ")
+        with many(server, 200, sent):
+            for _ in range(20):
+                assert server.request(b"text=great")[0] == 200
+            wait_for(
+                lambda: closed_for(server, "connection_limit") >= 100,
+                "the relief",
+            )
+            wait_for(lambda: metric(server, "pyserve_connections_open") < 50, "room")
+
+
+def set_few_descriptors() -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+
+
+def test_descriptor_limit(star_model: Path) -> None:
+    """With few descriptors there are fewer connections, clients are served, and the loop does not spin."""
+    with serve(star_model, "--workers", "1", preexec=set_few_descriptors) as server:
+        (worker,) = wait_for_workers(server, 1)
+        with many(server, 300, b"POST /infer"):
+            spent, started = cpu_seconds(worker), time.monotonic()
+            for _ in range(5):
+                assert server.request(b"text=great")[0] == 200
+            wait_for(lambda: closed_for(server, "connection_limit") >= 200, "room for all")
+            assert cpu_seconds(worker) - spent < (time.monotonic() - started) / 2
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_worker_over_its_memory_is_replaced(star_model: Path, client: Client) -> None:
+    """Bodies in memory make the worker too large; the one that follows serves without a gap."""
+    expected = {b"great": client(b"text=great").body}
+    options = ["--workers", "1", "--max-growth", "20000000", "--max-body", "10000000", "--graceful-timeout", "5"]
+    with serve(star_model, *options) as server:
+        (worker,) = wait_for_workers(server, 1)
+        with load(server.port, expected, 4) as seen:
+            wait_for(lambda: seen.right > 50, "answers")
+            name = f'pyserve_worker_resident_bytes{{pid="{worker}"}}'
+            wait_for(lambda: metric(server, name) > 0, "the first look at the memory")
+            with many(server, 5, HEAD + b"Content-Length: 9000000\r\n\r\ntext=" + b"a" * 8_000_000):
+                wait_for_log(server, "has grown too large")
+                wait_for_log(server, "cause=replaced")
+            wait_for(lambda: worker not in workers_of(server), "the new worker")
+            target = seen.right + 50
+            wait_for(lambda: seen.right > target, "answers")
+        assert not seen.errors
+        assert not seen.refused_connections
+        assert metric(server, 'pyserve_workers_ended_total{cause="replaced"}') == 1

@@ -1,0 +1,255 @@
+"""Signals under load: every error that a client meets is counted."""
+
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.load_client import Load, form_request, load, read_reply
+from tests.server import Server, serve
+from tests.support import Client, deadline
+
+
+@pytest.fixture
+def expected(client: Client) -> dict[bytes, bytes]:
+    return {text: client(b"text=" + text).body for text in (b"great", b"awful", b"okay+fine", b"love+it", b"broken")}
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 20) -> None:
+    with deadline(seconds, what) as tick:
+        while not condition():
+            tick()
+
+
+def wait_for_log(server: Server, text: str, count: int = 1) -> None:
+    try:
+        wait_for(lambda: server.read_log().count(text) >= count, f"{text!r} in the log")
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{server.read_log()}") from None
+
+
+def workers_of(server: Server) -> list[int]:
+    """The workers' process ids."""
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text()
+    return [int(pid) for pid in children.split()]
+
+
+def is_refused(server: Server) -> bool:
+    """Tell whether connections are accepted no more."""
+    try:
+        socket.create_connection(("127.0.0.1", server.port), timeout=10).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def wait_for_answers(seen: Load, more: int = 50) -> None:
+    target = seen.right + more
+    wait_for(lambda: seen.right >= target or seen.errors, "answers")
+
+
+@pytest.mark.parametrize("options", [["--workers", "1"], ["--workers", "2"], ["--workers", "2", "--reuse-port"]])
+def test_reload_under_load_loses_nothing(star_model: Path, expected: dict[bytes, bytes], options: list[str]) -> None:
+    with serve(star_model, *options) as server:
+        wait_for_log(server, " ready ")
+        before = set(workers_of(server))
+        with load(server.port, expected) as seen:
+            for turn in (1, 2):
+                wait_for_answers(seen)
+                server.process.send_signal(signal.SIGHUP)
+                wait_for_log(server, " reloaded ", turn)
+                wait_for_log(server, "cause=reloaded", turn * len(before))
+            wait_for_answers(seen)
+        assert not seen.errors
+        assert not seen.refused_connections
+        assert seen.closes
+        assert not before & set(workers_of(server))
+        assert server.stop() == 0
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_stop_under_load_answers_what_was_asked(star_model: Path, expected: dict[bytes, bytes], signum: int) -> None:
+    with serve(star_model, "--workers", "2") as server:
+        wait_for_log(server, " ready ")
+        with load(server.port, expected) as seen:
+            wait_for_answers(seen)
+            assert server.stop(signum) == 0
+            wait_for(lambda: seen.refused_connections, "the end of the listener")
+        assert not seen.errors
+        assert seen.closes
+        assert "cause=stopped" in server.read_log()
+
+
+def test_reload_with_damaged_model_changes_nothing(
+    star_model: Path, expected: dict[bytes, bytes], tmp_path: Path
+) -> None:
+    model = tmp_path / "served.bin"
+    intact = star_model.read_bytes()
+    model.write_bytes(intact)
+    with serve(model, "--workers", "2") as server:
+        wait_for_log(server, " ready ")
+        before = workers_of(server)
+        with load(server.port, expected) as seen:
+            wait_for_answers(seen)
+            for turn, damaged in enumerate([intact[:4], intact[:100], intact[:-1], b"", b"no model"], 1):
+                model.write_bytes(damaged)
+                server.process.send_signal(signal.SIGHUP)
+                wait_for_log(server, "reload refused", turn)
+                wait_for_answers(seen)
+            model.unlink()
+            server.process.send_signal(signal.SIGHUP)
+            wait_for_log(server, "reload refused", 6)
+            wait_for_answers(seen)
+            assert workers_of(server) == before
+            model.write_bytes(intact)
+            server.process.send_signal(signal.SIGHUP)
+            wait_for_log(server, " reloaded ")
+            wait_for_answers(seen)
+        assert not seen.errors
+        status, text = server.request(b"", "GET", "/metrics")
+        assert status == 200
+        assert b'pyserve_reloads_total{result="failure"} 6.0' in text
+        assert b'pyserve_reloads_total{result="success"} 1.0' in text
+
+
+def test_killed_worker_is_replaced(star_model: Path, expected: dict[bytes, bytes]) -> None:
+    with serve(star_model, "--workers", "2") as server:
+        wait_for_log(server, " ready ")
+        victim, survivor = workers_of(server)
+        with load(server.port, expected) as seen:
+            wait_for_answers(seen)
+            os.kill(victim, signal.SIGKILL)
+            wait_for_log(server, "cause=killed")
+            wait_for(lambda: len(workers_of(server)) == 2 and victim not in workers_of(server), "a new worker")
+            target = seen.right + 50
+            wait_for(lambda: seen.right >= target, "answers")
+        # The connections of the killed worker are cut off, and that is all.
+        assert sum(seen.errors.values()) <= 8
+        assert all("Connection" in error for error in seen.errors), seen.errors
+        assert not seen.refused_connections
+        assert survivor in workers_of(server)
+
+
+def test_hanging_worker_is_killed_and_replaced(star_model: Path) -> None:
+    with serve(star_model, "--workers", "1", "--timeout", "1") as server:
+        wait_for_log(server, " ready ")
+        (victim,) = workers_of(server)
+        os.kill(victim, signal.SIGSTOP)
+        wait_for_log(server, "cause=timeout")
+        wait_for(lambda: workers_of(server) not in ([victim], []), "a new worker")
+        assert server.request(b"text=great")[0] == 200
+
+
+def test_workers_that_die_young_do_not_spin(star_model: Path) -> None:
+    with serve(star_model, "--workers", "1") as server:
+        wait_for_log(server, " ready ")
+        for death in range(1, 5):
+            wait_for(lambda: workers_of(server), "a worker")
+            os.kill(workers_of(server)[0], signal.SIGKILL)
+            wait_for_log(server, "worker ended", death)
+        assert "workers die young, the next one waits seconds=1.0" in server.read_log()
+        assert server.request(b"text=great")[0] == 200
+
+
+def test_stop_cuts_off_what_takes_too_long(star_model: Path) -> None:
+    with (
+        serve(star_model, "--graceful-timeout", "2") as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection,
+    ):
+        connection.sendall(form_request(b"great")[:-2])
+        assert server.request(b"text=great")[0] == 200
+        assert server.stop(seconds=5) == 0
+        assert connection.recv(100) == b""
+
+
+def test_stop_waits_for_a_request_that_has_begun(star_model: Path, client: Client) -> None:
+    with serve(star_model, "--workers", "1") as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+            request = form_request(b"great")
+            connection.sendall(request[:-2])
+            assert server.request(b"text=great")[0] == 200
+            server.process.send_signal(signal.SIGTERM)
+            wait_for(lambda: is_refused(server), "the end of the listener")
+            connection.sendall(request[-2:])
+            reply = read_reply(connection.makefile("rb"))
+        assert (reply.status, reply.body) == (200, client(b"text=great").body)
+        assert reply.closes
+        assert server.process.wait(10) == 0
+
+
+def test_stop_closes_idle_connections(star_model: Path) -> None:
+    with serve(star_model, "--workers", "1") as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+            connection.sendall(form_request(b"great"))
+            stream = connection.makefile("rb")
+            assert read_reply(stream).status == 200
+            server.process.send_signal(signal.SIGTERM)
+            assert stream.read() == b""
+        assert server.process.wait(10) == 0
+
+
+def test_second_interrupt_stops_at_once(star_model: Path) -> None:
+    with (
+        serve(star_model) as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection,
+    ):
+        connection.sendall(form_request(b"great")[:-2])
+        assert server.request(b"text=great")[0] == 200
+        server.process.send_signal(signal.SIGINT)
+        wait_for_log(server, "stopping")
+        assert server.stop(signal.SIGINT, seconds=5) == 0
+
+
+def kill_arbiter(server: Server) -> None:
+    """Kill the arbiter, and wait until its workers have ended by themselves."""
+    workers = workers_of(server)
+    assert workers
+    server.process.kill()
+    server.process.wait()
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), "the end of the workers")
+
+
+def test_workers_end_with_their_arbiter(star_model: Path) -> None:
+    with serve(star_model, "--workers", "2") as server:
+        wait_for_log(server, " ready ")
+        kill_arbiter(server)
+
+
+def test_unix_socket_reloads_and_leaves_nothing_behind(star_model: Path, client: Client, tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+
+    def ask() -> bytes:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(10)
+            connection.connect(str(path))
+            connection.sendall(form_request(b"great"))
+            return read_reply(connection.makefile("rb")).body
+
+    with serve(star_model, "--unix-socket", str(path), ready=r"serving .* on unix:") as server:
+        wait_for_log(server, " ready ")
+        assert ask() == client(b"text=great").body
+        server.process.send_signal(signal.SIGHUP)
+        wait_for_log(server, " reloaded ")
+        assert ask() == client(b"text=great").body
+        kill_arbiter(server)
+    assert path.exists()
+    with serve(star_model, "--unix-socket", str(path), ready=r"serving .* on unix:") as server:
+        wait_for_log(server, " ready ")
+        assert ask() == client(b"text=great").body
+        assert server.stop() == 0
+    assert not path.exists()
+
+
+def test_ipv6(star_model: Path, client: Client) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with serve(star_model, "--host", "::1", ready=r"serving .* on http://\[::1\]:(\d+)") as server:
+        with socket.create_connection(("::1", server.port), timeout=10) as connection:
+            connection.sendall(form_request(b"great"))
+            assert read_reply(connection.makefile("rb")).body == client(b"text=great").body
+        assert server.stop() == 0
