@@ -16,6 +16,10 @@ from cpython.object cimport PyObject
 from pyserve._body cimport Body
 from pyserve._inference cimport Classifier
 
+cdef extern from "Python.h":
+    const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
+
+
 ROUTE = "/inferreview"
 
 cdef str HOT_PATH = ROUTE
@@ -23,8 +27,14 @@ cdef str POST = "POST"
 cdef str FORM = "application/x-www-form-urlencoded"
 cdef str STATUS_OK = "200 OK"
 
+# A form as clients name it; other spellings are Falcon's.
+cdef frozenset FORMS = frozenset(
+    [FORM] + [f"{FORM};{space}charset={charset}" for space in ("", " ") for charset in ("utf-8", "UTF-8")]
+)
+
 cdef enum:
     CACHED_LENGTHS = 1024
+    MOST_DIGITS = 18
 
 # The headers as Falcon spells and orders them.
 cdef tuple CONTENT_TYPE = ("content-type", "application/json")
@@ -121,7 +131,7 @@ cdef class Entry:
         if (
             lookup(environ, "REQUEST_METHOD") != POST
             or lookup(environ, "PATH_INFO") != HOT_PATH
-            or not (media_type is None or media_type == FORM)
+            or not (media_type is None or media_type == FORM or media_type in FORMS)
         ):
             return None
         if type(stream) is Body:
@@ -142,6 +152,20 @@ cdef class Entry:
         return None
 
 
-cdef inline bint is_length(object header, Py_ssize_t size) except -1:
-    """Tell whether a Content-Length header is there and says just this size."""
-    return header is not None and header.isdigit() and int(header) == size
+cdef bint is_length(object header, Py_ssize_t size) except -1:
+    """Tell whether a Content-Length header is there and says just this size; an odd spelling is left to Falcon."""
+    cdef Py_ssize_t digits = 0
+    cdef Py_ssize_t i
+    cdef Py_ssize_t length = 0
+    cdef const char* text
+    if header is None:
+        return False
+    text = PyUnicode_AsUTF8AndSize(header, &digits)
+    if not 1 <= digits <= MOST_DIGITS:
+        return False
+    # SAFETY: text holds `digits` bytes, and so many digits fit into a Py_ssize_t.
+    for i in range(digits):
+        if not c'0' <= text[i] <= c'9':
+            return False
+        length = 10 * length + text[i] - c'0'
+    return length == size
