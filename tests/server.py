@@ -69,7 +69,7 @@ def serve(
 ) -> Iterator[Server]:
     """Start a server on a free port, wait until it says that it serves, and kill it at the end."""
     command = [*PYSERVE, "serve", "--model", str(model), "--port", "0", *options]
-    with TemporaryFile() as log:
+    with TemporaryFile("a+b") as log:  # appended to, so that reading moves no place to write
         process = subprocess.Popen(
             command,
             stdout=log,
