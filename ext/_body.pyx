@@ -4,8 +4,8 @@ bjoern keeps a body in memory and has no limit on it. It takes the class of its 
 starts, so a loop that starts with ``IO`` below in place of ``io`` builds the bodies of this module: they keep no more
 than the limit, and all the bodies of a process no more than the budget. What is over is received, counted and dropped.
 
-bjoern calls ``write`` while a body arrives and ``seek(0)`` when it is complete. It crashes where one raises, and
-where they return while an exception is set, as bjoern itself leaves one after some requests that it cannot parse.
+bjoern calls ``write`` while a body arrives and ``seek(0)`` when it is complete. It crashes where one of them raises,
+and where they return while an exception is set, as bjoern itself leaves one after some requests that it cannot parse.
 """
 
 cimport cython

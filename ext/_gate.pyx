@@ -9,7 +9,8 @@ of its requests. At a call, the connection and the environ own it, and nobody el
 never passed on. An environ without the address is one that is not complete.
 
 How a connection is closed: bjoern closes it where the iteration of a response fails, after what it has already taken.
-Only after an ``Expect`` it reads on, and in a state in which it may crash; so it is cut off at its descriptor too.
+Only after an ``Expect`` it reads on, in a state in which it may crash: so such a connection is cut off at its
+descriptor, too.
 """
 
 import gc
