@@ -26,6 +26,9 @@ BODIES = [
     b'{"text": "great"}',
 ]
 
+MEDIA_TYPES = [FORM, f"{FORM};charset=UTF-8", FORM.upper(), "", "application/json", "image/png"]
+LENGTHS = ["right", "missing", "0010", "1", "99", "+5", "", "\xb2", "9" * 5000, "0" * 20 + "10"]
+
 
 def both(classifier: Classifier, environ: dict[str, Any]) -> tuple[object, object]:
     """The replies of the entry and of Falcon alone."""
@@ -36,9 +39,9 @@ def both(classifier: Classifier, environ: dict[str, Any]) -> tuple[object, objec
 
 
 @pytest.mark.parametrize("body", BODIES, ids=lambda body: repr(body[:24]))
-@pytest.mark.parametrize("content_type", [FORM, f"{FORM};charset=UTF-8", None, "", FORM.upper(), "application/json", "image/png"])
+@pytest.mark.parametrize("content_type", [*MEDIA_TYPES, None])
 @pytest.mark.parametrize("query", ["", "text=query&k=2", "\xe9&text=%C3%A9"])
-@pytest.mark.parametrize("length", ["right", "missing", "0010", "1", "99", "+5", "", "\xb2", "9" * 5000, "0" * 20 + "10"])
+@pytest.mark.parametrize("length", LENGTHS, ids=lambda length: length[:20])
 def test_entry_like_falcon(
     classifier: Classifier, body: bytes, content_type: str | None, query: str, length: str
 ) -> None:
