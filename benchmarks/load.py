@@ -689,7 +689,7 @@ def measure_capacity(session: Session, contender: Contender, group: Group, workl
 
 
 def find_highest(session: Session, contender: Contender, workload: str) -> int:
-    """Return a rate that a server certainly cannot hold, from what is known of it."""
+    """Return a rate that a server cannot hold by what is known of it."""
     for one in session.results["maximum"]:
         if (one["server"], one["workload"]) == (contender.name, workload):
             return int(one["rate"] * 1.1)
@@ -702,23 +702,25 @@ def bisect(probe: Callable[[int], Probe], limit_ms: float, highest: int, precisi
     Args:
         probe: tries a rate.
         limit_ms: the limit.
-        highest: a rate that is surely too high.
+        highest: a rate that is too high by what is known; higher ones are tried where none fails.
         precision: how near the answer must be, as a part of it.
 
     Returns:
         The rate, rounded to hundreds, 0 where none was low enough; and the lowest probe that failed.
     """
     low, high, failing = 0, max(highest, 100), None
-    while high - low > max(precision * high, 100):
+    while True:
         rate = max(round((low + high) / 200) * 100, 100)
-        if rate in (low, high):
-            break
+        if high - low <= max(precision * high, 100) or rate in (low, high):
+            if failing or not low or high >= 4 * highest:
+                return low, failing
+            high = round(high * 1.5)  # it was not too high after all
+            continue
         found = probe(rate)
         if found.p99 < limit_ms:
             low = rate
         else:
             high, failing = rate, found
-    return low, failing
 
 
 # ---- where a request's time goes

@@ -196,9 +196,9 @@ def draw_breakdown(results: Results) -> Figure | None:
     parts = results["breakdown"]
     if not parts:
         return None
-    figure = Figure(figsize=(9.2, 0.62 * len(parts) + 1.5), layout="constrained")
+    figure = Figure(figsize=(9.2, 0.5 * len(parts) + 1.2), layout="constrained")
     axes = figure.subplots()
-    names = {"pyserve": "pyserve", "native": "--engine native", "article": "article's server"}
+    names = {"pyserve": "pyserve", "native": "pyserve, native engine", "article": "article's server"}
     parts = sorted(
         parts, key=lambda one: (list(WORKLOADS).index(one["workload"]), list(names).index(one["server"])), reverse=True
     )
@@ -222,5 +222,5 @@ def draw_breakdown(results: Results) -> Figure | None:
         beneath = [start + value for start, value in zip(beneath, values, strict=True)]
     axes.set_xlabel("microseconds of one core for each request")
     axes.tick_params(axis="y", length=0)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.4, 1.22), ncols=3, frameon=False, fontsize=9.5)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9.5)
     return figure

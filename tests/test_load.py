@@ -401,6 +401,18 @@ def test_bisect_finds_limit() -> None:
     assert len(tried) <= 8
 
 
+def test_bisect_goes_beyond_a_guess_that_was_too_low() -> None:
+    found, above = load.bisect(lambda rate: load.Probe(rate, 1.0 if rate < 25_000 else 100.0, 0.1), 60, 10_000, 0.05)
+    assert found == pytest.approx(25_000, rel=0.06)
+    assert above is not None
+
+
+def test_bisect_ends_where_nothing_fails() -> None:
+    found, above = load.bisect(lambda rate: load.Probe(rate, 1.0, 0.1), 60, 10_000, 0.05)
+    assert found > 30_000
+    assert above is None
+
+
 def test_bisect_none_is_low_enough() -> None:
     found, above = load.bisect(lambda rate: load.Probe(rate, 100.0, 0.1), 60, 1000, 0.05)
     assert found == 0
