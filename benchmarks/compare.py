@@ -1,7 +1,7 @@
-"""Compare our greatest rate with that of the article's server, in interleaved rounds of one run.
+"""Compare greatest rates with those of the article's server and of the floor, in interleaved rounds of one run.
 
-Both servers run on one core and wrk, with 64 connections, on another. Says whether the aims are reached and leaves with
-status 1 where one is not.
+Every server runs on one core and wrk, with 64 connections, on another. Prints rates and ratios, says which aims are
+reached and leaves with status 1 where one is not.
 """
 
 import argparse
@@ -14,16 +14,41 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import generators
-from benchmarks.contenders import CONTENDERS
+from benchmarks.contenders import CONTENDERS, SERVERS, Contender
 from benchmarks.data import SHORT_TEXT, generate_reviews
 from benchmarks.generators import GeneratorError
 from benchmarks.load import WRK_CONNECTIONS, find_model
 from benchmarks.processes import Group, ServerError, running
 
-BASE, OURS = "article", "pyserve"
-RATIO_AIMS = {"short": 1.75, "reviews": 1.45}
 READY_AIM_SECONDS = 0.5
 MEMORY_AIM_MB = 45.0
+
+
+class Aim(NamedTuple):
+    """A ratio of two servers' rates that is to be reached."""
+
+    workload: str
+    server: str
+    base: str
+    ratio: float
+
+
+AIMS = (
+    Aim("short", "pyserve", "article", 1.75),
+    Aim("reviews", "pyserve", "article", 1.45),
+    Aim("reviews", "native", "article", 3.3),
+    Aim("reviews", "native", "floor", 0.65),
+    Aim("short", "pyserve", "bare", 0.97),
+    Aim("reviews", "pyserve", "bare", 0.97),
+)
+
+
+def serve_bare(model: Path, port: int) -> list[str]:
+    return [sys.executable, str(SERVERS / "bare.py"), str(model), str(port)]
+
+
+BARE = Contender("bare", "pyserve's application on bare bjoern", serve_bare)
+COMPARED = ("floor", "article", "bare", "pyserve", "native")
 
 
 class Round(NamedTuple):
@@ -33,6 +58,9 @@ class Round(NamedTuple):
     cpu_us: float
 
 
+Rounds = dict[tuple[str, str], list[Round]]
+
+
 def main() -> None:
     """Measure, print and judge."""
     cores = sorted(os.sched_getaffinity(0))
@@ -40,30 +68,27 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="the model that is served [default: the best in models/]")
     parser.add_argument("--rounds", type=int, default=5, help="how often each is measured [%(default)s]")
     parser.add_argument("--seconds", type=int, default=3, help="for how long each time [%(default)s]")
-    parser.add_argument("--ours", default=OURS, choices=[OURS, "native"], help="which of ours [%(default)s]")
     options = parser.parse_args()
     model = find_model(options.model)
     tools = generators.find_tools()
     if "wrk" not in tools:
         sys.exit("wrk is missing: sudo apt-get install wrk")
     workloads = {"short": [SHORT_TEXT], "reviews": generate_reviews(model)}
-    contenders = {one.name: one for one in CONTENDERS}
-    if options.ours not in contenders:
-        sys.exit("there is no native engine in this build")
+    contenders = {one.name: one for one in (*CONTENDERS, BARE)}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         try:
-            groups = {
-                name: stack.enter_context(running(contenders[name], model, cores[:1])) for name in (BASE, options.ours)
-            }
+            groups = {name: stack.enter_context(running(contenders[name], model, cores[:1])) for name in COMPARED}
             found = measure(groups, workloads, Path(folder), tools["wrk"], options.rounds, options.seconds, cores[-1:])
         except (ServerError, GeneratorError) as error:
             sys.exit(str(error))
         except KeyboardInterrupt:
             sys.exit(130)
-        reached = [report_rates(workload, found, options.ours) for workload in workloads]
-        ready, memory = groups[options.ours].ready_seconds, groups[options.ours].resident_mb()
+        ready, memory = groups["pyserve"].ready_seconds, groups["pyserve"].resident_mb()
+    for workload in workloads:
+        print_rates(workload, found)
+    reached = [judge(aim, found) for aim in AIMS]
     reached.append(report("ready to serve after", ready, "s", READY_AIM_SECONDS))
-    reached.append(report("resident memory after the load", memory, "MB", MEMORY_AIM_MB))
+    reached.append(report("resident memory of a process after the load", memory, "MB", MEMORY_AIM_MB))
     sys.exit(0 if all(reached) else 1)
 
 
@@ -75,9 +100,9 @@ def measure(
     rounds: int,
     seconds: int,
     load_cores: list[int],
-) -> dict[tuple[str, str], list[Round]]:
-    """Drive both servers in turn; the first round warms up and does not count."""
-    found: dict[tuple[str, str], list[Round]] = {}
+) -> Rounds:
+    """Drive the servers in turn; the first round warms up and does not count."""
+    found: Rounds = {}
     for workload, texts in workloads.items():
         script = folder / f"{workload}.lua"
         generators.write_wrk_script(script, texts)
@@ -96,33 +121,43 @@ def measure(
                 if load.failed or not load.requests:
                     raise GeneratorError(f"{name} answered {load.failed} requests with an error or not at all")
                 if turn:
-                    found.setdefault((name, workload), []).append(Round(load.rate, used * 1e6 / load.requests))
+                    found.setdefault((workload, name), []).append(Round(load.rate, used * 1e6 / load.requests))
     return found
 
 
-def report_rates(workload: str, found: dict[tuple[str, str], list[Round]], name: str) -> bool:
-    """Print the rates of a workload and tell whether the aim is reached."""
-    base, ours = ([one.rate for one in found[server, workload]] for server in (BASE, name))
-    base_us, ours_us = (statistics.median(one.cpu_us for one in found[server, workload]) for server in (BASE, name))
-    ratios = [one / other for one, other in zip(ours, base, strict=True)]
-    ratio, aim = statistics.median(ratios), RATIO_AIMS[workload]
+def print_rates(workload: str, found: Rounds) -> None:
+    """Print what the servers reach with a workload: medians, and the range over the rounds."""
+    for name in COMPARED:
+        rates = [one.rate for one in found[workload, name]]
+        cpu_us = statistics.median(one.cpu_us for one in found[workload, name])
+        spread = f"{min(rates):,.0f} to {max(rates):,.0f}"
+        print(
+            f"{workload:8} {name:8} {statistics.median(rates):9,.0f} requests/s ({spread}), "
+            f"{cpu_us:.2f} us of processor time each"
+        )
+
+
+def judge(aim: Aim, found: Rounds) -> bool:
+    """Print the ratio of two servers, the median over the rounds, and tell whether the aim is reached."""
+    ours, base = found[aim.workload, aim.server], found[aim.workload, aim.base]
+    ratios = [one.rate / other.rate for one, other in zip(ours, base, strict=True)]
+    by_time = statistics.median(one.cpu_us for one in base) / statistics.median(one.cpu_us for one in ours)
+    ratio = statistics.median(ratios)
     print(
-        f"{workload}: article's server {describe(base)}, {name} {describe(ours)} requests/s\n"
-        f"{workload}: {ratio:.2f} times (rounds {min(ratios):.2f} to {max(ratios):.2f}), "
-        f"aim {aim:.2f}: {'reached' if ratio >= aim else 'NOT reached'}\n"
-        f"{workload}: {base_us / ours_us:.2f} times by processor time per request ({base_us:.2f} and {ours_us:.2f} us)"
+        f"{aim.workload}: {aim.server} has {ratio:.2f} times the rate of {aim.base} (rounds {min(ratios):.2f} to "
+        f"{max(ratios):.2f}; by processor time {by_time:.2f}), aim {aim.ratio:.2f}: {verdict(ratio >= aim.ratio)}"
     )
-    return ratio >= aim
-
-
-def describe(rates: list[float]) -> str:
-    return f"{statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})"
+    return ratio >= aim.ratio
 
 
 def report(what: str, value: float, unit: str, aim: float) -> bool:
     """Print a figure that has to stay below its aim, and tell whether it does."""
-    print(f"{what} {value:.2f} {unit}, aim below {aim:g} {unit}: {'reached' if value < aim else 'NOT reached'}")
+    print(f"{what} {value:.2f} {unit}, aim below {aim:g} {unit}: {verdict(value < aim)}")
     return value < aim
+
+
+def verdict(reached: bool) -> str:
+    return "reached" if reached else "NOT reached"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The servers that are compared, and how a person would start each on one core."""
 
-import importlib.util
 import os
 import sys
 from collections.abc import Callable
@@ -9,7 +8,6 @@ from pathlib import Path
 
 SERVERS = Path(__file__).resolve().parent / "servers"
 BIN = Path(sys.executable).parent
-HAS_NATIVE = importlib.util.find_spec("pyserve._native") is not None
 
 Command = Callable[[Path, int], list[str]]
 
