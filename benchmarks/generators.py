@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from benchmarks.data import encode_form
 from benchmarks.latency import Corrected, correct, read_log, read_percentiles
-from benchmarks.processes import FORM, pin
+from benchmarks.processes import FORM, pin, uninterrupted
 
 PACKAGES = {"wrk": "wrk", "h2load": "nghttp2-client"}
 """Debian's package of each tool."""
@@ -123,12 +123,13 @@ def run(command: list[str], seconds: float, *, end_after: float | None = None) -
         GeneratorError: it failed, or did not end.
     """
     before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    try:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=-1, stderr=subprocess.STDOUT, text=True)
-    except OSError as error:
-        raise GeneratorError(f"{command[0]} did not start: {error.strerror}") from None
+    process: subprocess.Popen[str] | None = None
     ended = False
     try:
+        with uninterrupted():
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=-1, stderr=subprocess.STDOUT, text=True
+            )
         output, _ = process.communicate(timeout=end_after if end_after is not None else seconds * 3 + 20)
     except subprocess.TimeoutExpired:
         ended = end_after is not None
@@ -140,9 +141,12 @@ def run(command: list[str], seconds: float, *, end_after: float | None = None) -
             output, _ = process.communicate()
         if not ended:
             raise GeneratorError("the load generator did not end in time") from None
+    except OSError as error:
+        raise GeneratorError(f"the load generator did not start: {error.strerror}") from None
     except BaseException:
-        process.kill()
-        process.wait()
+        if process:
+            process.kill()
+            process.wait()
         raise
     elapsed, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
     busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

@@ -130,7 +130,7 @@ class Progress:
         """Show what is done now and, afterwards, that its planned seconds are over."""
         self._bar.set_description_str(label)
         if not self._interactive:
-            left = (self._total - self._done) / 60
+            left = max(self._total - self._done, 0) / 60
             print(f"{time.monotonic() - self._begun:5.0f} s  {label} (about {left:.0f} min left)", file=sys.stderr)
         try:
             yield
@@ -508,7 +508,7 @@ def measure_scaling(session: Session) -> None:
     script = session.folder / "scaling.lua"
     counts = count_workers(session)
     for workers in counts:
-        with session.progress.step(f"{workers} workers", plan_scaling(session) / len(counts)):
+        with session.progress.step(f"{workers} worker{'s' * (workers > 1)}", plan_scaling(session) / len(counts)):
             assert contender is not None
             scaled = replace(contender, command=partial(serve_pyserve, workers=workers))
             try:
@@ -711,7 +711,7 @@ def bisect(probe: Callable[[int], Probe], limit_ms: float, highest: int, precisi
     low, high, failing = 0, max(highest, 100), None
     while True:
         rate = max(round((low + high) / 200) * 100, 100)
-        if high - low <= max(precision * high, 100) or rate in (low, high):
+        if high - low <= max(precision * high, highest / 100, 100) or rate in (low, high):
             if failing or not low or high >= 4 * highest:
                 return low, failing
             high = round(high * 1.5)  # it was not too high after all

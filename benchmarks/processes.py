@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import IO
 
 from benchmarks.contenders import Contender, environment
 from benchmarks.data import PRODUCT_TEXT, SHORT_TEXT, encode_form
@@ -126,32 +128,57 @@ def running(contender: Contender, model: Path, cores: Iterable[int]) -> Iterator
     if missing:
         raise ServerError(f"needs {' and '.join(missing)}, which make load installs")
     port = find_port()
+    process: subprocess.Popen[bytes] | None = None
     with tempfile.TemporaryFile() as output:
         begun = time.perf_counter()
         try:
-            process = subprocess.Popen(
-                pin(cores, contender.command(model, port)),
-                env=environment(model),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise ServerError(f"did not start: {error.strerror}") from None
-        try:
+            with uninterrupted():
+                process = start(pin(cores, contender.command(model, port)), environment(model), output)
             wait_for_answer(process, port, output)
             ready = time.perf_counter() - begun
             if contender.answers:
                 check_answers(port, model)
             yield Group(process.pid, port, ready)
         finally:
-            stop(process)
+            if process:
+                with uninterrupted():
+                    stop(process)
 
 
-def wait_for_answer(
-    process: subprocess.Popen[bytes], port: int, output: "tempfile._TemporaryFileWrapper[bytes]"
-) -> None:
+def start(command: list[str], variables: dict[str, str], output: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start a server in a process group of its own."""
+    try:
+        return subprocess.Popen(
+            command,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise ServerError(f"did not start: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold back what would end the run until the block is over, so that no process is started or stopped by half."""
+    caught: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+
+    handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if caught:
+        raise KeyboardInterrupt
+
+
+def wait_for_answer(process: subprocess.Popen[bytes], port: int, output: IO[bytes]) -> None:
     """Wait until a server answers with status 200."""
     deadline = time.monotonic() + START_SECONDS
     reason = "nothing listened"
