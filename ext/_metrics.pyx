@@ -140,6 +140,9 @@ cdef class Metrics:
     def count_end(self, str cause) -> None:
         self.ledger.workers_ended[ENDED.index(cause)] += 1
 
+    def count_broken_answer(self) -> None:
+        self.ledger.broken_answers += 1
+
     def count_reload(self, bint failed) -> None:
         if failed:
             self.ledger.failed_reloads += 1
@@ -206,6 +209,7 @@ cdef class Metrics:
             "open_connections": total.open_connections,
             "refused": {cause: total.refused[i] for i, cause in enumerate(REFUSED)},
             "closed": {cause: total.closed[i] for i, cause in enumerate(CLOSED)},
+            "broken_answers": self.ledger.broken_answers,
             "workers_started": self.ledger.workers_started,
             "workers_ended": {cause: self.ledger.workers_ended[i] for i, cause in enumerate(ENDED)},
             "workers_ready": ready,

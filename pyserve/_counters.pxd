@@ -56,6 +56,7 @@ cdef struct Ledger:
     uint64_t[CAUSE_COUNT] workers_ended
     uint64_t reloads
     uint64_t failed_reloads
+    uint64_t broken_answers
     uint64_t label_count
     char[NAME_BYTES] model_name
     char[NAME_BYTES] model_sha256

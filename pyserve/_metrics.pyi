@@ -45,6 +45,9 @@ class Metrics:
     def count_end(self, cause: str) -> None:
         """Count a worker that ended, by one of ``ENDED``."""
 
+    def count_broken_answer(self) -> None:
+        """Count an answer that its client went away from."""
+
     def count_reload(self, failed: bool) -> None:
         """Count a reload."""
 

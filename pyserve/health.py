@@ -44,6 +44,9 @@ class ServiceCollector(Collector):
             "pyserve_requests_refused", "Requests refused for their framing, by cause.", "cause", counts["refused"]
         )
 
+        yield CounterMetricFamily(
+            "pyserve_answers_broken", "Answers whose clients went away.", value=counts["broken_answers"]
+        )
         yield CounterMetricFamily("pyserve_workers_started", "Workers started.", value=counts["workers_started"])
         yield by_cause("pyserve_workers_ended", "Workers that ended, by cause.", "cause", counts["workers_ended"])
         yield GaugeMetricFamily("pyserve_workers_ready", "Workers that take requests.", value=counts["workers_ready"])

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 import time
 from typing import Any
@@ -53,7 +54,8 @@ class JSONFormatter(logging.Formatter):
 
 def set_up(log_format: str) -> None:
     """Write what this package logs to standard error, in one of ``FORMATS``."""
-    handler = logging.StreamHandler(sys.stderr)
+    # A descriptor of its own: what else is written to a worker's standard error is not for the log as it is.
+    handler = logging.StreamHandler(os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding="utf-8", buffering=1))
     handler.setFormatter(JSONFormatter() if log_format == "json" else TextFormatter())
     logger = logging.getLogger("pyserve")
     logger.handlers = [handler]

@@ -4,6 +4,7 @@ import contextlib
 import gc
 import logging
 import os
+import re
 import resource
 import signal
 import socket
@@ -32,6 +33,7 @@ SPARE_SLOTS = 32  # for workers that drain while their successors serve
 YOUNG = 10.0  # seconds; a worker that dies younger did not do its work
 MOST_DELAY = 10.0  # seconds between attempts to start workers that die young
 MOST_FAILURES = 5  # attempts after which a service that never got ready gives up, and a reload is undone
+BROKEN_ANSWER = re.compile(rb"Client \d+ hit errno \d+")  # bjoern, about a client that went away
 POLL = 0.05  # seconds between two looks while workers start or end
 
 
@@ -331,6 +333,7 @@ class Manager(Arbiter):  # type: ignore[misc]
         worker.is_admin = is_admin
         worker.generation = self.generation
         worker.born = time.monotonic()
+        worker.output, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         worker.retired_at = 0.0
         worker.retired_for = ""
         taken = {other.listener for other in self.serving()}
@@ -340,7 +343,10 @@ class Manager(Arbiter):  # type: ignore[misc]
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGQUIT, signal.SIGINT})
         pid = os.fork()
         if pid == 0:
+            os.dup2(writing, 2)
+            os.close(writing)
             self.run_worker(worker)
+        os.close(writing)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGQUIT, signal.SIGINT})
         worker.pid = pid
         self.WORKERS[pid] = worker
@@ -354,6 +360,8 @@ class Manager(Arbiter):  # type: ignore[misc]
         try:
             for sibling in self.WORKERS.values():
                 sibling.tmp.close()
+                os.close(sibling.output)
+            os.close(worker.output)
             worker.pid = os.getpid()
             if worker.is_admin:
                 worker.app.callable = self.make_admin_service()
@@ -367,6 +375,8 @@ class Manager(Arbiter):  # type: ignore[misc]
 
     def manage_workers(self) -> None:
         """Start workers that are missing, and replace outdated ones, one at a time."""
+        for worker in self.WORKERS.values():
+            self.read_output(worker)
         if self.stopping:
             return
         now = time.monotonic()
@@ -456,6 +466,8 @@ class Manager(Arbiter):  # type: ignore[misc]
         was_up = self.metrics.state(worker.slot) in {"ready", "draining"}
         self.metrics.release(worker.slot)
         worker.tmp.close()
+        self.read_output(worker)
+        os.close(worker.output)
         cause, shown = self.find_cause(worker, exit_code, was_up)
         self.metrics.count_end(cause)
         expected = cause in {"stopped", "reloaded", "replaced"}
@@ -482,6 +494,19 @@ class Manager(Arbiter):  # type: ignore[misc]
             raise HaltServer("no worker could start", 1)
         if self.previous and not was_up and worker.generation == self.generation and self.failures >= MOST_FAILURES:
             self.undo_reload()
+
+    def read_output(self, worker: Any) -> None:
+        """Log what a worker wrote to its standard error beside the log, and count what bjoern wrote."""
+        try:
+            output = os.read(worker.output, 65536)
+        except BlockingIOError:
+            return
+        for line in output.splitlines():
+            if BROKEN_ANSWER.fullmatch(line):
+                self.metrics.count_broken_answer()
+            elif line.strip():
+                shown = line[:200].decode("utf-8", "replace")
+                logger.error("a worker wrote to its standard error", extra={"worker": worker.pid, "line": shown})
 
     def find_cause(self, worker: Any, exit_code: int, was_up: bool) -> tuple[str, str]:
         """Return why a worker ended, as one of ``_metrics.ENDED``, and how the system put it."""

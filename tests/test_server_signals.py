@@ -1,5 +1,6 @@
 """Signals under load: every error that a client meets is counted."""
 
+import json
 import os
 import signal
 import socket
@@ -141,6 +142,20 @@ def test_hanging_worker_is_killed_and_replaced(star_model: Path) -> None:
         wait_for_log(server, "cause=timeout")
         wait_for(lambda: workers_of(server) not in ([victim], []), "a new worker")
         assert server.request(b"text=great")[0] == 200
+
+
+def test_what_a_crashing_worker_writes_is_logged(star_model: Path) -> None:
+    with serve(star_model, "--workers", "1", "--log-format", "json") as server:
+        wait_for_log(server, '"ready"')
+        (worker,) = workers_of(server)
+        with open(f"/proc/{worker}/fd/2", "wb", buffering=0) as output:
+            output.write(b"terminate called\nClient 7 hit errno 32\n")
+        wait_for_log(server, '"line": "terminate called"')
+        assert b"pyserve_answers_broken_total 1.0" in server.request(b"", "GET", "/metrics")[1]
+        os.kill(worker, signal.SIGSEGV)
+        wait_for_log(server, '"cause": "crashed", "exit": "SIGSEGV"')
+        assert all(json.loads(line) for line in server.read_log().splitlines())
+        assert "errno" not in server.read_log()
 
 
 def test_workers_that_die_young_do_not_spin(star_model: Path) -> None:
