@@ -29,6 +29,7 @@ const Kernel* choose_kernel(const char* name) {
 NativeEngine::NativeEngine(const char* path, const Kernel& kernel) : open_(path), kernel_(&kernel) {
   build_tables(open_.model, tables_);
   output_ = std::make_unique<OutputStage>(open_.model, tables_.output);
+  open_.file.release_pages();
 }
 
 ptrdiff_t NativeEngine::predict(const char* text, size_t size, int32_t k, float threshold, Score* scores) const noexcept {
