@@ -3,6 +3,7 @@
 import os
 from glob import glob
 
+import pybind11
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
@@ -20,16 +21,18 @@ if SANITIZE:
     LINK_ARGS += ["-fsanitize=address,undefined"]
 if DEBUG:
     MACROS += [("CYTHON_TRACE", "1"), ("CYTHON_TRACE_NOGIL", "1")]
+NATIVE_SOURCES = ["ext/model_file.cpp", *sorted(set(glob("ext/native_*.cpp")) - {"ext/native_pybind.cpp"})]
 
 
 def extension(name: str, *sources: str) -> Extension:
-    """Describe the module ``pyserve.<name>``, made of ``ext/<name>.pyx`` and C++ sources where it has any."""
+    """Describe the module ``pyserve.<name>``, made of ``ext/<name>.pyx``, if there is one, and C++ sources."""
+    cython = glob(f"ext/{name}.pyx")
     cplusplus = any(source.endswith(".cpp") for source in sources)
     return Extension(
         f"pyserve.{name}",
-        [f"ext/{name}.pyx", *sources],
+        [*cython, *sources],
         depends=glob("pyserve/*.pxd") + glob("ext/*.h") + glob("ext/*.hpp"),
-        include_dirs=["ext"],
+        include_dirs=["ext", pybind11.get_include()],
         language="c++" if cplusplus else "c",
         extra_compile_args=COMPILE_ARGS + (["-std=c++17"] if cplusplus else []),
         extra_link_args=LINK_ARGS,
@@ -47,7 +50,8 @@ setup(
             extension("_metrics"),
             extension("_resource"),
             extension("_model_file", "ext/model_file.cpp"),
-            extension("_native", "ext/model_file.cpp", *sorted(glob("ext/native_*.cpp"))),
+            extension("_native", *NATIVE_SOURCES),
+            extension("_native_pybind", "ext/native_pybind.cpp", *NATIVE_SOURCES),
         ],
         build_dir="build/cython-debug" if DEBUG else "build/cython",
         compiler_directives={"language_level": 3, "autotestdict": False, "auto_pickle": False, "linetrace": DEBUG},

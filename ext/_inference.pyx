@@ -11,6 +11,8 @@ their last byte. Wherever a text comes from, it becomes a line by the same rules
 import json
 from collections.abc import Iterable
 
+from pyserve.explanation import Explanation, TokenShare
+
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
@@ -30,6 +32,7 @@ LABEL_PREFIX = "__label__"
 cdef enum:
     STACK_BYTES = 4096  # texts and replies up to this size need no allocation
     STACK_SCORES = 16
+    MOST_THREADS = 256
     NUMBER_BYTES = 48  # the largest float32 has 39 digits
 
 cdef object ONE = 1
@@ -571,12 +574,39 @@ cdef class Classifier:
     def predict(self, text, k=1, threshold=0.0) -> list:
         return self._predict_line(line_of(text), self._check_k(k), self._check_threshold(threshold))
 
-    def predict_many(self, texts: Iterable, k=1, threshold=0.0) -> list:
+    def predict_many(self, texts: Iterable, k=1, threshold=0.0, *, threads=1) -> list:
         if isinstance(texts, (str, bytes)):
             raise TypeError("texts must be a list of texts; predict() takes a single one")
         k = self._check_k(k)
         threshold = self._check_threshold(threshold)
-        return [self._predict_line(line_of(text), k, threshold) for text in texts]
+        if type(threads) is not int or not 1 <= threads <= MOST_THREADS:
+            raise ValueError(f"'threads' must be an integer from 1 to {MOST_THREADS}")
+        if self._native is None:
+            if threads > 1:
+                raise ValueError("more than one thread needs the native engine: the binding runs one at a time")
+            return [self._predict_line(line_of(text), k, threshold) for text in texts]
+        try:
+            return self._native.score_many([line_of(text) for text in texts], k, threshold, threads, list(self.labels))
+        except RuntimeError as error:
+            raise EngineError(f"{type(error).__name__}: {error}") from None
+
+    def explain(self, text):
+        cdef bytes line = line_of(text)
+        cdef Score best
+        if self._native is None:
+            raise ValueError("only the native engine can explain an answer: load the model with engine=\"native\"")
+        if self.score(PyBytes_AS_STRING(line), PyBytes_GET_SIZE(line), 1, 0.0, &best) == 0:
+            _, tokens, ngrams, known = self._native.explain(line, 0)
+            return Explanation(None, 0.0, 0.0, tuple([TokenShare(*token) for token in tokens]), ngrams, known)
+        score, tokens, ngrams, known = self._native.explain(line, best.label)
+        return Explanation(
+            self.labels[best.label],
+            best.confidence,
+            score,
+            tuple([TokenShare(*token) for token in tokens]),
+            ngrams,
+            known,
+        )
 
     def answer(self, bytes body not None, content_type=None, *, bytes query not None=b"", max_texts=1000) -> bytes:
         cdef MediaKind kind = kind_of_media(content_type) if body else FORM

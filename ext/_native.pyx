@@ -6,6 +6,9 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stdint cimport int32_t
+from libcpp cimport bool
+from libcpp.string cimport string
+from libcpp.vector cimport vector
 
 from pyserve._model_file cimport ModelFile, OpenFailure, describe, raise_failure
 
@@ -26,6 +29,14 @@ cdef extern from "native_engine.hpp" namespace "pyserve" nogil:
         const ModelFile& model()
         const Kernel& kernel()
 
+    cdef cppclass LineView:
+        const char* data
+        size_t size
+
+    void predict_many(
+        const CppEngine& engine, const LineView* lines, size_t number, int32_t k, float threshold, size_t threads,
+        CppScore* scores, Py_ssize_t* counts
+    ) noexcept
     CppEngine* open_engine(const char* path, const char* kernel, OpenFailure* failure) noexcept
 
     enum:
@@ -33,16 +44,38 @@ cdef extern from "native_engine.hpp" namespace "pyserve" nogil:
         NOT_A_NUMBER "pyserve::NOT_A_NUMBER"
 
 
+cdef extern from "native_explain.hpp" namespace "pyserve" nogil:
+    cdef cppclass TokenShare:
+        string text
+        bool known
+        double share
+
+    cdef cppclass CppExplanation "pyserve::Explanation":
+        double score
+        vector[TokenShare] tokens
+        size_t ngrams
+        size_t ngrams_found
+
+    bool explain_line "pyserve::explain"(
+        const CppEngine& engine, const char* text, size_t size, size_t label, CppExplanation* explanation
+    ) noexcept
+
+
 cdef enum:
-    # A text of this many bytes takes some 20 microseconds: long enough to let other threads run meanwhile.
+    # So many bytes take some 30 microseconds: long enough to let other threads run meanwhile.
     LONG_LINE = 8192
     FEW_SCORES = 16
+    MANY_SCORES = 65536  # how many answers of a batch are kept until they become objects
 
 KERNELS = ("baseline", "avx2", "avx512")
 
 
 def supported_kernels() -> tuple:
     return tuple([name for name in KERNELS if choose_kernel(<bytes>name.encode()) != NULL])
+
+
+cdef inline object bool_of(bool value):
+    return True if value else False
 
 
 cdef int raise_error(Py_ssize_t code) except -1:
@@ -104,6 +137,73 @@ cdef class NativeEngine:
         if count < 0:
             raise_error(count)
         return count
+
+    cdef list score_many(self, list lines, Py_ssize_t k, float threshold, Py_ssize_t threads, list labels):
+        """Classify lines; give for each a list of at most k pairs of ``labels`` and confidence, best first.
+
+        k is from 1 to the number of labels. Other Python threads run meanwhile where the texts are long enough.
+        """
+        cdef CppEngine* engine = <CppEngine*>self._engine
+        cdef Py_ssize_t start, size, i, j
+        cdef Py_ssize_t most = min(len(lines), max(1, MANY_SCORES // k))
+        cdef Py_ssize_t number
+        cdef int32_t limit = <int32_t>k
+        cdef vector[LineView] views
+        cdef vector[Py_ssize_t] counts
+        cdef bytes line
+        cdef list results = []
+        cdef Score* scores = <Score*>PyMem_Malloc(max(1, most * k) * sizeof(Score))
+        if scores == NULL:
+            raise MemoryError
+        try:
+            views.resize(most)
+            counts.resize(most)
+            for start in range(0, len(lines), max(1, most)):
+                number = min(most, len(lines) - start)
+                size = 0
+                for i in range(number):
+                    # SAFETY: the list holds the bytes until the results are read.
+                    line = lines[start + i]
+                    views[i].data = PyBytes_AS_STRING(line)
+                    views[i].size = PyBytes_GET_SIZE(line)
+                    size += PyBytes_GET_SIZE(line)
+                if size < LONG_LINE and threads == 1:
+                    predict_many(
+                        engine[0], views.data(), number, limit, threshold, 1, <CppScore*>scores, counts.data()
+                    )
+                else:
+                    with nogil:
+                        predict_many(
+                            engine[0], views.data(), number, limit, threshold, threads, <CppScore*>scores, counts.data()
+                        )
+                for i in range(number):
+                    if counts[i] < 0:
+                        raise_error(counts[i])
+                    results.append([
+                        (labels[scores[i * k + j].label], scores[i * k + j].confidence) for j in range(counts[i])
+                    ])
+            return results
+        finally:
+            PyMem_Free(scores)
+
+    cdef tuple explain(self, bytes line, Py_ssize_t label):
+        """Return the score of a label for a line, its tokens with their shares, and the numbers of n-grams."""
+        cdef CppExplanation explanation
+        cdef size_t i
+        if self.info.loss == "hs":
+            raise ValueError("a model with the loss hs has no score for each label that could be explained")
+        if not explain_line(
+            (<CppEngine*>self._engine)[0], PyBytes_AS_STRING(line), PyBytes_GET_SIZE(line), label, &explanation
+        ):
+            raise MemoryError
+        tokens = []
+        for i in range(explanation.tokens.size()):
+            tokens.append((
+                explanation.tokens[i].text.decode("utf-8", "replace"),
+                explanation.tokens[i].share,
+                bool_of(explanation.tokens[i].known),
+            ))
+        return explanation.score, tokens, explanation.ngrams, explanation.ngrams_found
 
     def predict(self, text, Py_ssize_t k=1, float threshold=0.0, str on_unicode_error="strict") -> list:
         cdef bytes line = text.encode() if isinstance(text, str) else text

@@ -374,6 +374,8 @@ MappedFile::MappedFile(const char* path) {
   data_ = static_cast<const uint8_t*>(start);
 }
 
+void MappedFile::release_pages() const noexcept { madvise(const_cast<uint8_t*>(data_), size_, MADV_DONTNEED); }
+
 MappedFile::~MappedFile() {
   if (data_ != nullptr) {
     munmap(const_cast<uint8_t*>(data_), size_);

@@ -123,6 +123,8 @@ class MappedFile {
 
   const uint8_t* data() const { return data_; }
   size_t size() const { return size_; }
+  // Gives pages that were read back to the system; they come again, from its cache, where they are needed.
+  void release_pages() const noexcept;
 
  private:
   const uint8_t* data_ = nullptr;

@@ -1,11 +1,11 @@
 #include "native_engine.hpp"
 
-#include <sys/mman.h>
-
+#include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <exception>
 #include <new>
-#include <stdexcept>
-#include <system_error>
+#include <thread>
 #include <vector>
 
 namespace pyserve {
@@ -13,6 +13,7 @@ namespace {
 
 constexpr size_t FEW_TOKENS = 1024;
 constexpr size_t FEW_DIMENSIONS = 512;
+constexpr size_t LINES_AT_ONCE = 16;  // that a thread takes of a batch
 
 }  // namespace
 
@@ -28,6 +29,7 @@ const Kernel* choose_kernel(const char* name) {
 NativeEngine::NativeEngine(const char* path, const Kernel& kernel) : open_(path), kernel_(&kernel) {
   build_tables(open_.model, tables_);
   output_ = std::make_unique<OutputStage>(open_.model, tables_.output);
+  open_.file.release_pages();
 }
 
 ptrdiff_t NativeEngine::predict(const char* text, size_t size, int32_t k, float threshold, Score* scores) const noexcept {
@@ -58,6 +60,34 @@ ptrdiff_t NativeEngine::predict(const char* text, size_t size, int32_t k, float 
     return number < 0 ? NOT_A_NUMBER : number;
   } catch (const std::bad_alloc&) {
     return OUT_OF_MEMORY;
+  }
+}
+
+void predict_many(const NativeEngine& engine, const LineView* lines, size_t number, int32_t k, float threshold, size_t threads,
+                  Score* scores, ptrdiff_t* counts) noexcept {
+  std::atomic<size_t> next{0};
+  const auto work = [&] {
+    while (true) {
+      const size_t start = next.fetch_add(LINES_AT_ONCE);
+      const size_t end = std::min(start + LINES_AT_ONCE, number);
+      if (start >= number) {
+        return;
+      }
+      for (size_t i = start; i < end; i++) {
+        counts[i] = engine.predict(lines[i].data, lines[i].size, k, threshold, scores + i * static_cast<size_t>(k));
+      }
+    }
+  };
+  std::vector<std::thread> others;
+  try {
+    while (others.size() + 1 < threads) {
+      others.emplace_back(work);
+    }
+  } catch (const std::exception&) {  // no more threads, or no memory for one: those that there are do the work
+  }
+  work();
+  for (std::thread& other : others) {
+    other.join();
   }
 }
 

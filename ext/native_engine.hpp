@@ -33,6 +33,8 @@ class NativeEngine {
 
   const ModelFile& model() const { return open_.model; }
   const Kernel& kernel() const { return *kernel_; }
+  const Tables& tables() const { return tables_; }
+  const OutputStage& output() const { return *output_; }
 
  private:
   OpenModel open_;
@@ -40,6 +42,17 @@ class NativeEngine {
   Tables tables_;
   std::unique_ptr<OutputStage> output_;
 };
+
+// A line to classify.
+struct LineView {
+  const char* data;
+  size_t size;
+};
+
+// Classifies many lines, in some threads, of which the calling one is the first. `scores` has room for k, which is at least 1 and
+// at most the number of labels, for every line; `counts` takes what predict() returns for it.
+void predict_many(const NativeEngine& engine, const LineView* lines, size_t number, int32_t k, float threshold, size_t threads,
+                  Score* scores, ptrdiff_t* counts) noexcept;
 
 // Opens an engine for callers that cannot take C++ exceptions: null where it failed, and `failure` says why.
 NativeEngine* open_engine(const char* path, const char* kernel, OpenFailure* failure) noexcept;

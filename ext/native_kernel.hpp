@@ -21,8 +21,7 @@ constexpr size_t CHUNK = 4096;     // bytes of a line that are worked on at a ti
 constexpr size_t MAX_TOKENS = CHUNK / 2 + 8;
 constexpr size_t MAX_ROWS = 1024;  // n-grams that are looked up at a time
 constexpr uint64_t EOS_KEY = 0x3e732f3c;            // "</s>"
-constexpr uint64_t LABEL_KEY = 0x6c6562616c5f5f;    // "__label"
-constexpr uint64_t LABEL_TAIL = 0x5f5f;             // "__"
+constexpr uint64_t LABEL_KEY = 0x5f6c6562616c5f5f;  // "__label_"
 
 typedef float Quad __attribute__((vector_size(16)));
 typedef float Eight __attribute__((vector_size(32), aligned(4)));
@@ -204,18 +203,12 @@ KERNEL size_t find_ngram_rows(const Tables& tables, const uint32_t* ids, size_t 
   }
   const NgramTable& table = tables.ngrams;
   const Bucket* buckets = table.buckets.data();
-  uint32_t mixed[MAX_ROWS];
-  uint32_t buckets_of[MAX_ROWS];
-  for (size_t i = 0; i < number; i++) {
-    mixed[i] = mix_ngram(ids[i], table);
-    buckets_of[i] = ngram_bucket(mixed[i], table);
-    __builtin_prefetch(buckets + buckets_of[i]);
-  }
   uint32_t places[MAX_ROWS];
   size_t found = 0;
   for (size_t i = 0; i < number; i++) {
-    const Bucket& bucket = buckets[buckets_of[i]];
-    const uint32_t matches = match_slots(bucket, static_cast<uint16_t>(mixed[i]));
+    const uint32_t mixed = mix_ngram(ids[i], table);
+    const Bucket& bucket = buckets[ngram_bucket(mixed, table)];
+    const uint32_t matches = match_slots(bucket, static_cast<uint16_t>(mixed));
     const uint32_t place = matches != 0 ? bucket.start + first_slot(matches) : 0;
     places[found] = place;
     __builtin_prefetch(&ngrams[place]);
@@ -349,40 +342,28 @@ struct Resolved {
 };
 
 KERNEL __attribute__((noinline)) Resolved resolve(const Tables& tables, const uint8_t* token, size_t size) {
-  int32_t id = -1;
   int32_t hash = 0;
-  uint64_t row = 0;
   if (size <= WordEntry::KEY_SIZE) {
     uint8_t padded[WordEntry::KEY_SIZE] = {};
     std::memcpy(padded, token, size);
     const Key key = load_key(padded, size);
     const WordEntry& entry = find_candidate(tables.words, key);
     if (is_entry(entry, key)) {
-      id = entry.id;
-      hash = entry.hash;
-      row = entry.row;
-    } else {
-      hash = static_cast<int32_t>(hash_bytes(HASH_START, token, size));
+      return {entry.is_label ? Token::skipped : Token::word, entry.hash, entry.row};
     }
+    hash = static_cast<int32_t>(hash_bytes(HASH_START, token, size));
   } else {
     const LongWordTable& table = tables.long_words;
     const uint32_t found = hash_bytes(HASH_START, token, size);
     hash = static_cast<int32_t>(found);
-    uint32_t place = found & table.mask;
-    while (table.entries[place].size != 0) {
+    for (uint32_t place = found & table.mask; table.entries[place].size != 0; place = (place + 1) & table.mask) {
       const LongWordTable::Entry& entry = table.entries[place];
       if (entry.hash == hash && entry.size == size && std::memcmp(entry.text, token, size) == 0) {
-        id = entry.id;
-        row = entry.row;
-        break;
+        return {entry.is_label ? Token::skipped : Token::word, hash, entry.row};
       }
-      place = (place + 1) & table.mask;
     }
   }
-  if (id >= tables.words_number || (id < 0 && is_label_prefix(token, size))) {
-    return {Token::skipped, hash, row};
-  }
-  return {id < 0 ? Token::unknown : Token::word, hash, row};
+  return {is_label_prefix(token, size) ? Token::skipped : Token::unknown, hash, 0};
 }
 
 KERNEL inline bool is_eos(const uint8_t* token, size_t size) { return size == 4 && std::memcmp(token, "</s>", 4) == 0; }
@@ -422,61 +403,49 @@ KERNEL void hash_unknown(const Key* keys, const uint8_t* sizes, uint16_t* tokens
 #endif
 }
 
-// Takes the hashes of tokens that are labels, or look like one, out again.
-KERNEL __attribute__((noinline)) size_t drop_hashes(int32_t* hashes, size_t number, const uint16_t* dropped, size_t dropped_number) {
-  uint8_t drop[MAX_TOKENS] = {};
-  for (size_t i = 0; i < dropped_number; i++) {
-    drop[dropped[i]] = 1;
+// What has to be done slowly, token by token.
+KERNEL __attribute__((noinline)) void add_tokens(Line& line, const uint8_t* text, const uint16_t* edges, size_t tokens) {
+  for (size_t i = 0; i < tokens && !line.ended; i++) {
+    add_token(line, text + edges[2 * i], edges[2 * i + 1] - edges[2 * i]);
   }
-  size_t left = 0;
-  for (size_t i = 0; i < number; i++) {
-    hashes[left] = hashes[i];
-    left += drop[i] == 0;
-  }
-  return left;
 }
 
-// The tokens of a chunk where no subwords are in use. The text has 16 bytes behind its last token.
-KERNEL void add_words(Line& line, const uint8_t* text, const uint16_t* edges, size_t tokens) {
+// The tokens of a chunk where no subwords are in use; `ends` says that the last one is the </s> that ends the line. The text has
+// 16 bytes behind its last token.
+KERNEL void add_words(Line& line, const uint8_t* text, const uint16_t* edges, size_t tokens, bool ends) {
   const Tables& tables = *line.tables;
-  const auto words = static_cast<uint32_t>(tables.words_number);
-  int32_t* hashes = line.hashes + line.hashes_number;
-  uint64_t rows[MAX_TOKENS];
+  const WordTable& table = tables.words;
+  const Bucket* buckets = table.buckets.data();
+  const WordEntry* entries = table.entries.data();
+  const uint64_t buckets_number = table.buckets_number;
+  const uint64_t seed[2] = {table.seed[0], table.seed[1]};
   Key keys[MAX_TOKENS];
   uint32_t buckets_of[MAX_TOKENS];
   uint32_t places[MAX_TOKENS];
   uint16_t fingerprints[MAX_TOKENS];
   uint8_t sizes[MAX_TOKENS];
-  uint16_t unknown[MAX_TOKENS + 16];
-  unknown[0] = 0;
-  uint16_t dropped[MAX_TOKENS];
-  const WordTable& table = tables.words;
-  const Bucket* buckets = table.buckets.data();
-  const WordEntry* entries = table.entries.data();
-  const uint32_t buckets_number = table.buckets_number;
-  const uint64_t seed[2] = {table.seed[0], table.seed[1]};
-  size_t rows_number = 0;
-  size_t unknown_number = 0;
-  size_t dropped_number = 0;
   // Loop by loop over all tokens, so that many of them wait for memory at the same time.
-  bool ended = false;
+  size_t eos_number = 0;
+  bool is_rare = false;
   for (size_t i = 0; i < tokens; i++) {
     const size_t start = edges[2 * i];
     const size_t size = edges[2 * i + 1] - start;
-    sizes[i] = static_cast<uint8_t>(size <= WordEntry::KEY_SIZE ? size : 0);
-    const Key key = load_key(text + start, sizes[i]);
+    const size_t key_size = size <= WordEntry::KEY_SIZE ? size : 0;
+    const Key key = load_key(text + start, key_size);
     const uint64_t hash = hash_key(key.low, key.high, seed);
-    const uint32_t bucket = word_bucket(hash, buckets_number);
+    const auto bucket = static_cast<uint32_t>((hash >> 32) * buckets_number >> 32);
     __builtin_prefetch(buckets + bucket);
     keys[i] = key;
+    sizes[i] = static_cast<uint8_t>(key_size);
     buckets_of[i] = bucket;
     fingerprints[i] = word_fingerprint(hash);
-    // What follows </s> is cut off.
-    const bool ends = (key.low == EOS_KEY) & (size == 4);
-    tokens = ends ? i + 1 : tokens;
-    ended |= ends;
+    eos_number += key.low == EOS_KEY;
+    is_rare |= key.low == LABEL_KEY;
   }
-  line.ended = ended;
+  // What looks like a label, and </s> amid the line.
+  if (__builtin_expect(is_rare | (eos_number != ends), 0)) {
+    return add_tokens(line, text, edges, tokens);
+  }
   for (size_t i = 0; i < tokens; i++) {
     const Bucket& bucket = buckets[buckets_of[i]];
     const uint32_t matches = match_slots(bucket, fingerprints[i]);
@@ -487,34 +456,37 @@ KERNEL void add_words(Line& line, const uint8_t* text, const uint16_t* edges, si
     places[i] = place;
     __builtin_prefetch(entries + place);
   }
+  int32_t* hashes = line.hashes + line.hashes_number;
+  uint64_t rows[MAX_TOKENS];
+  uint16_t unknown[MAX_TOKENS + 16];
+  unknown[0] = 0;
+  size_t rows_number = 0;
+  size_t unknown_number = 0;
   for (size_t i = 0; i < tokens; i++) {
     const Key key = keys[i];
-    const WordEntry& entry = entries[places[i]];
     if (__builtin_expect(key.low == 0, 0)) {
       const Resolved resolved = resolve(tables, text + edges[2 * i], edges[2 * i + 1] - edges[2 * i]);
       hashes[i] = resolved.hash;
       rows[rows_number] = resolved.row;
       rows_number += resolved.kind == Token::word;
-      dropped[dropped_number] = static_cast<uint16_t>(i);
-      dropped_number += resolved.kind == Token::skipped;
+      is_rare |= resolved.kind == Token::skipped;
       continue;
     }
+    const WordEntry& entry = entries[places[i]];
     const bool known = is_entry(entry, key);
-    const bool is_word = static_cast<uint32_t>(entry.id) < words;
-    const bool looks_like_label = (key.low << 8 == LABEL_KEY << 8) & ((key.low >> 56 | (key.high & 0xff) << 8) == LABEL_TAIL);
     hashes[i] = entry.hash;
     rows[rows_number] = entry.row;
-    rows_number += known & is_word;
+    rows_number += known;
+    is_rare |= entry.is_label;  // of another entry, it only takes time
     unknown[unknown_number] = static_cast<uint16_t>(i);
     unknown_number += !known;
-    dropped[dropped_number] = static_cast<uint16_t>(i);
-    dropped_number += known ? !is_word : looks_like_label;
+  }
+  if (__builtin_expect(is_rare, 0)) {
+    return add_tokens(line, text, edges, tokens);
   }
   hash_unknown(keys, sizes, unknown, unknown_number, hashes);
-  if (__builtin_expect(dropped_number != 0, 0)) {
-    tokens = drop_hashes(hashes, tokens, dropped, dropped_number);
-  }
   line.hashes_number += tokens;
+  line.ended = ends;
   add_rows(line, rows, rows_number);
 }
 
@@ -555,7 +527,8 @@ KERNEL void add_line(Line& line, const uint8_t* text, size_t size, bool with_eos
     std::memcpy(chunk, text, length);
     text += length;
     size -= length;
-    if (size == 0 && with_eos) {
+    const bool ends = size == 0 && with_eos;
+    if (ends) {
       std::memcpy(chunk + length, " </s>", 5);
       length += 5;
       with_eos = false;
@@ -563,11 +536,9 @@ KERNEL void add_line(Line& line, const uint8_t* text, size_t size, bool with_eos
     std::memset(chunk + length, 0, 128);
     const size_t tokens = find_edges(chunk, length / 64 + 1, edges) / 2;
     if (line.tables->maxn > 0) {
-      for (size_t i = 0; i < tokens && !line.ended; i++) {
-        add_token(line, chunk + edges[2 * i], edges[2 * i + 1] - edges[2 * i]);
-      }
+      add_tokens(line, chunk, edges, tokens);
     } else {
-      add_words(line, chunk, edges, tokens);
+      add_words(line, chunk, edges, tokens, ends);
     }
   }
   add_word_ngrams(line);

@@ -3,7 +3,7 @@
 
 #include "native_dispatch.hpp"
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(PYSERVE_PORTABLE)
 #include <immintrin.h>
 
 #define KERNEL __attribute__((target("avx2,bmi,bmi2,lzcnt,popcnt")))

@@ -3,7 +3,7 @@
 
 #include "native_dispatch.hpp"
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(PYSERVE_PORTABLE)
 #if !defined(__clang__)
 // gcc's own header sets "undefined" vectors from themselves, and gcc 12 warns of that wherever they are inlined.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"

@@ -1,9 +1,10 @@
-// The kernel for any processor: SSE2 on x86-64, which has it always, and plain C++ elsewhere.
+// The kernel for any processor: SSE2 on x86-64, which has it always, and plain C++ elsewhere. The tests build the plain one with
+// PYSERVE_PORTABLE on any machine.
 #include <cstring>
 
 #include "native_dispatch.hpp"
 
-#if defined(__SSE2__)
+#if defined(__SSE2__) && !defined(PYSERVE_PORTABLE)
 #include <emmintrin.h>
 #endif
 
@@ -14,7 +15,7 @@ namespace pyserve {
 namespace baseline {
 namespace {
 
-#if defined(__SSE2__)
+#if defined(__SSE2__) && !defined(PYSERVE_PORTABLE)
 
 inline uint64_t space_mask(const uint8_t* block) {
   uint64_t mask = 0;

@@ -58,7 +58,7 @@ struct alignas(32) WordEntry {
   uint8_t key[KEY_SIZE];
   uint64_t row;  // of a word, as RowStore takes it
   int32_t hash;  // FNV-1a as fastText computes it
-  int32_t id;    // place in the dictionary: words first, then labels
+  uint32_t is_label;  // a label of the dictionary, not a word
 };
 
 // From texts of at most 16 bytes to entries. Fingerprints are odd, so that 0 means an empty slot. Entry 0 is nobody's: look-ups
@@ -77,7 +77,7 @@ struct LongWordTable {
     size_t size = 0;                // 0: empty
     uint64_t row = 0;
     int32_t hash = 0;
-    int32_t id = -1;
+    bool is_label = false;
   };
   uint32_t mask = 0;
   AlignedArray<Entry> entries;
@@ -97,7 +97,7 @@ struct Modulus {
 // 0 is no row's: look-ups that find nothing go there.
 struct NgramTable {
   uint32_t bits = 1;
-  uint32_t multipliers[2] = {1, 1};
+  uint32_t multiplier = 1;  // odd
   uint32_t buckets_number = 1;
   AlignedArray<Bucket> buckets;
 };
@@ -180,12 +180,9 @@ inline uint32_t word_bucket(uint64_t hash, uint32_t buckets_number) {
 }
 inline uint16_t word_fingerprint(uint64_t hash) { return static_cast<uint16_t>(hash | 1); }
 
-// A one-to-one map of numbers of `bits` bits.
+// A one-to-one map of numbers of `bits` bits. Most ids are hashes already; the rest is for those that are not.
 inline uint32_t mix_ngram(uint32_t id, const NgramTable& table) {
-  const uint32_t mask = static_cast<uint32_t>((uint64_t{1} << table.bits) - 1);
-  uint32_t mixed = (id * table.multipliers[0]) & mask;
-  mixed ^= mixed >> (table.bits / 2 + 1);
-  return (mixed * table.multipliers[1]) & mask;
+  return id * table.multiplier & static_cast<uint32_t>((uint64_t{1} << table.bits) - 1);
 }
 inline uint32_t ngram_bucket(uint32_t mixed, const NgramTable& table) {
   return static_cast<uint32_t>(uint64_t{mixed} * table.buckets_number >> table.bits);

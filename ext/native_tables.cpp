@@ -51,7 +51,7 @@ Modulus make_modulus(uint32_t divisor) {
 struct Entry {
   std::string_view text;
   uint64_t row;
-  int32_t id;
+  bool is_label;
 };
 
 bool can_pack(const MatrixView& matrix) {
@@ -73,12 +73,14 @@ uint64_t make_row(const MatrixView& matrix, size_t row) { return can_pack(matrix
 
 // The entries by which a token is found. Where a text comes twice, fastText finds the last one.
 void split_entries(const ModelFile& model, std::vector<Entry>& short_ones, std::vector<Entry>& long_ones) {
-  int32_t id = 0;
-  for (const auto* entries : {&model.words, &model.labels}) {
-    for (const EntryView& entry : *entries) {
-      const uint64_t row = id < static_cast<int64_t>(model.words.size()) ? make_row(model.input, id) : 0;
-      (entry.text.size() <= WordEntry::KEY_SIZE ? short_ones : long_ones).push_back({entry.text, row, id++});
-    }
+  const auto add = [&](std::string_view text, uint64_t row, bool is_label) {
+    (text.size() <= WordEntry::KEY_SIZE ? short_ones : long_ones).push_back({text, row, is_label});
+  };
+  for (size_t i = 0; i < model.words.size(); i++) {
+    add(model.words[i].text, make_row(model.input, i), false);
+  }
+  for (const EntryView& label : model.labels) {
+    add(label.text, 0, true);
   }
 }
 
@@ -88,7 +90,7 @@ WordEntry make_entry(const Entry& entry) {
   made.hash = static_cast<int32_t>(
       hash_bytes(HASH_START, reinterpret_cast<const uint8_t*>(entry.text.data()), entry.text.size()));
   made.row = entry.row;
-  made.id = entry.id;
+  made.is_label = entry.is_label;
   return made;
 }
 
@@ -174,7 +176,7 @@ void build_long_words(const std::vector<Entry>& entries, LongWordTable& table) {
     const uint32_t hash = hash_bytes(HASH_START, made.text, made.size);
     made.hash = static_cast<int32_t>(hash);
     made.row = entry.row;
-    made.id = entry.id;
+    made.is_label = entry.is_label;
     uint32_t place = hash & table.mask;
     while (table.entries[place].size != 0 && (table.entries[place].size != made.size ||
                                               std::memcmp(table.entries[place].text, made.text, made.size) != 0)) {
@@ -207,8 +209,7 @@ void build_ngrams(const ModelFile& model, NgramTable& table, AlignedArray<uint64
   const auto least = static_cast<uint32_t>((uint64_t{1} << table.bits) / 65000 + 1);
   table.buckets_number = std::max(least, static_cast<uint32_t>(size / MEAN_LOAD + 1));
   for (int attempt = 1;; attempt++) {
-    table.multipliers[0] = static_cast<uint32_t>(random.next()) | 1;
-    table.multipliers[1] = static_cast<uint32_t>(random.next()) | 1;
+    table.multiplier = static_cast<uint32_t>(random.next()) | 1;
     counts.assign(table.buckets_number, 0);
     for (size_t i = 0; i < size; i++) {
       bucket_of[i] = ngram_bucket(mix_ngram(kept[i].id, table), table);

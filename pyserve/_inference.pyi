@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import final
 
 from pyserve._native import NativeEngine
+from pyserve.explanation import Explanation
 
 LABEL_PREFIX: str
 
@@ -63,9 +64,34 @@ class Classifier:
         """
 
     def predict_many(
-        self, texts: Iterable[str | bytes], k: int = 1, threshold: float = 0.0
+        self, texts: Iterable[str | bytes], k: int = 1, threshold: float = 0.0, *, threads: int = 1
     ) -> list[list[tuple[str, float]]]:
-        """Classify many texts: a list of what ``predict`` returns for each, in their order."""
+        """Classify many texts: a list of what ``predict`` returns for each, in their order.
+
+        Args:
+            texts: as in ``predict``.
+            k: as in ``predict``.
+            threshold: as in ``predict``.
+            threads: how many threads share the work, from 1 to 256; more than one for the native engine only, which
+                lets other Python threads run meanwhile.
+
+        Raises:
+            EngineError: as in ``predict``.
+            TypeError: as in ``predict``, or the texts are a single one.
+            ValueError: as in ``predict``, or ``threads`` is out of range.
+        """
+
+    def explain(self, text: str | bytes) -> Explanation:
+        """Say what the best label of a text rests on. For the native engine only.
+
+        The score of a label is a product with the mean of the rows of the text's words, subwords and word n-grams, and
+        so a sum over them: each token's share is exact up to rounding. It is computed apart from predictions, slowly.
+
+        Raises:
+            EngineError: the engine failed.
+            TypeError: the text is neither str nor bytes.
+            ValueError: the binding answers, or the model's loss is hs, whose labels have no scores of their own.
+        """
 
     def answer(
         self, body: bytes, content_type: str | None = None, *, query: bytes = b"", max_texts: int = 1000

@@ -15,3 +15,5 @@ cdef class NativeEngine:
         self, const char* line, Py_ssize_t size, Py_ssize_t k, float threshold, Score* scores
     ) except -1
     cdef str _show_label(self, Py_ssize_t number, str on_unicode_error)
+    cdef list score_many(self, list lines, Py_ssize_t k, float threshold, Py_ssize_t threads, list labels)
+    cdef tuple explain(self, bytes line, Py_ssize_t label)

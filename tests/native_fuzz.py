@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from pyserve import Classifier
 from pyserve._native import NativeEngine, supported_kernels
 from tests.model_fields import header_fields
 from tests.native_recipes import make_limits, make_lines
@@ -69,10 +70,12 @@ def main() -> None:
                 rejected += 1
                 continue
             answered += 1
+            classifier = Classifier(engine, engine.info.labels, label_format="{}")
             for line in rng.sample(lines, min(texts, len(lines))):
                 k, threshold = make_limits(rng, len(engine.info.labels))
                 try:
                     engine.predict(line, k, threshold, "replace")
+                    classifier.explain(line)
                 except (RuntimeError, ValueError):
                     continue
     print(rejected, answered)
