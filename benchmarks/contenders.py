@@ -94,7 +94,7 @@ def serve_fastapi(model: Path, port: int) -> list[str]:
 
 CONTENDERS = (
     Contender("pyserve", "pyserve", serve_pyserve, engine="binding"),
-    *((Contender("native", "pyserve, native engine", serve_native, engine="native"),) if HAS_NATIVE else ()),
+    Contender("native", "pyserve, native engine", serve_native, engine="native"),
     Contender("article", "article's server (bjoern)", serve_article, engine="binding", needs=("ujson",)),
     Contender("granian", "article's app, Granian", serve_granian, needs=("granian", "ujson")),
     Contender("uwsgi", "article's app, uWSGI", serve_uwsgi, needs=("uWSGI", "ujson")),

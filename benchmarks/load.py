@@ -30,12 +30,13 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks import generators
-from benchmarks.contenders import BIN, CONTENDERS, HAS_NATIVE, SERVERS, Contender, serve_pyserve
+from benchmarks.contenders import BIN, CONTENDERS, SERVERS, Contender, serve_pyserve
 from benchmarks.data import SHORT_TEXT, generate_reviews
 from benchmarks.generators import GeneratorError
 from benchmarks.latency import format_percentiles, make_histogram, pick, render_percentiles, summarise
 from benchmarks.machine import read_commit, read_cpu
 from benchmarks.processes import Group, ServerError, running
+from pyserve._native import NativeEngine
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -375,11 +376,8 @@ def load_engines(path: Path) -> dict[str, Callable[..., object]]:
     model = fasttext_pybind.fasttext()
     model.loadModel(str(path))
     engines: dict[str, Callable[..., object]] = {"binding": model.predict}
-    if HAS_NATIVE:
-        from pyserve._native import NativeEngine
-
-        with contextlib.suppress(ValueError):
-            engines["native"] = NativeEngine(path).predict
+    with contextlib.suppress(ValueError):
+        engines["native"] = NativeEngine(path).predict
     return engines
 
 
