@@ -15,13 +15,18 @@ from cpython.object cimport PyObject
 cdef extern from "Python.h":
     PyObject* PyErr_Occurred()
     void PyErr_Clear()
+    const Py_ssize_t PY_SSIZE_T_MAX
 
 cdef Py_ssize_t limit = 1024 * 1024
 cdef Py_ssize_t budget = 128 * 1024 * 1024
 cdef Py_ssize_t kept_by_all = 0
 
-# The bodies that exist.
+# The bodies that exist, and the number of them at which they are looked through for those that nobody will ever read.
 cdef Py_ssize_t living = 0
+cdef Py_ssize_t many = PY_SSIZE_T_MAX
+cdef object reclaimer = None
+cdef enum:
+    STEP = 1000
 
 # The body of the request that was completed last, a borrowed reference. A request without a body gets one when it is
 # complete, any other when its first bytes arrive: so a new body counts as complete until something is written to it.
@@ -32,6 +37,15 @@ cdef PyObject* completed_before = NULL
 cdef inline void forget_exception() noexcept:
     if PyErr_Occurred() != NULL:
         PyErr_Clear()
+
+
+cdef void reclaim() noexcept:
+    global many
+    try:
+        reclaimer()
+    except Exception:
+        pass  # bjoern would crash; the next attempt comes soon
+    many = living + STEP
 
 
 @cython.final
@@ -111,7 +125,7 @@ cdef class Body:
         cdef Py_ssize_t stop = PyBytes_GET_SIZE(content)
         if size is not None and size >= 0:
             stop = min(stop, start + <Py_ssize_t>min(size, stop))
-        self._position = stop
+        self._position = max(self._position, stop)
         if start == 0 and stop == PyBytes_GET_SIZE(content):
             return content
         return content[start:stop]
@@ -124,7 +138,7 @@ cdef class Body:
             stop = PyBytes_GET_SIZE(content)
         if size is not None and size >= 0:
             stop = min(stop, start + <Py_ssize_t>min(size, stop))
-        self._position = stop
+        self._position = max(self._position, stop)
         return content[start:stop]
 
     def readlines(self, hint=-1):
@@ -178,6 +192,8 @@ cdef class IO:
 
     def BytesIO(self):
         forget_exception()
+        if living > many:
+            reclaim()
         return Body.__new__(Body)
 
 
@@ -185,6 +201,12 @@ def set_limits(Py_ssize_t body, Py_ssize_t all_bodies) -> None:
     global limit, budget
     limit = body
     budget = max(body, all_bodies)
+
+
+def set_reclaimer(function) -> None:
+    global reclaimer, many
+    reclaimer = function
+    many = PY_SSIZE_T_MAX if function is None else living + STEP
 
 
 def kept_bytes() -> int:

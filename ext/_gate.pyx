@@ -338,16 +338,13 @@ cdef class Gate:
         return None
 
     cdef object _refuse_pipelined(self, dict environ, start_response, PyObject* address):
-        cdef Body body = Body.last_completed()
         if address != NULL:
             collect_lost(<object>address, environ)
-        elif body is not None:
+        else:
             # What was completed last is the request before the one that has begun.
-            for candidate in young_dicts():
-                if candidate.get("wsgi.input") is body and "REMOTE_ADDR" in candidate:
-                    collect_lost(candidate["REMOTE_ADDR"], environ)
-                    break
-            candidate = None
+            before = address_of(Body.last_completed())
+            if before is not None:
+                collect_lost(before, environ)
         return self._refuse(
             start_response, "400 Bad Request",
             "pipelining is not supported: send the next request after the answer to this one", PIPELINED,
@@ -407,6 +404,15 @@ cdef list young_dicts():
     return [item for item in gc.get_objects(generation=0) if type(item) is dict]
 
 
+cdef object address_of(Body body):
+    """Return the address in the environ that a body belongs to, or None where there is none."""
+    if body is not None:
+        for environ in young_dicts():
+            if environ.get("wsgi.input") is body:
+                return environ.get("REMOTE_ADDR")
+    return None
+
+
 cdef int release(list owners) except -1:
     """Drop the reference of its own that bjoern left to each of the environs."""
     cdef int released = 0
@@ -425,7 +431,7 @@ cdef int collect_lost(object address, dict environ) except -1:
     return release(lost)
 
 
-cdef int sweep_lost() except -1:
+def sweep_lost() -> int:
     cdef dict environs = {}
     cdef int released = 0
     for item in gc.get_objects():

@@ -1,6 +1,6 @@
 """The body of a request, as bjoern fills it and an application reads it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import final
 
 @final
@@ -50,6 +50,9 @@ class IO:
 
 def set_limits(body: int, all_bodies: int) -> None:
     """Set how many bytes one body and all bodies of this process together may keep."""
+
+def set_reclaimer(function: Callable[[], object] | None) -> None:
+    """Set what is called whenever there are 1,000 more bodies, to find those that nobody will ever read."""
 
 def kept_bytes() -> int:
     """Return how many bytes all bodies of this process keep now."""

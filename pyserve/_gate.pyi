@@ -78,4 +78,7 @@ class Gate:
         """Make a request id."""
 
     def sweep(self) -> int:
-        """Free the environs that bjoern has lost on connections that are closed. Return how many there were."""
+        """Do the same where there are more environs than connections."""
+
+def sweep_lost() -> int:
+    """Free the environs that bjoern has lost on connections that are closed. Return how many there were."""

@@ -21,7 +21,7 @@ from gunicorn.workers.base import Worker
 
 from pyserve import _body
 from pyserve._connections import Watch
-from pyserve._gate import ConnectionDone, Gate
+from pyserve._gate import ConnectionDone, Gate, sweep_lost
 from pyserve._metrics import LEAVING, Metrics
 
 logger = logging.getLogger("pyserve")
@@ -116,6 +116,7 @@ class BjoernWorker(Worker):  # type: ignore[misc]
             log_every=0 if self.is_admin else limits.log_every,
         )
         _body.set_limits(limits.max_body, limits.max_bodies)
+        _body.set_reclaimer(sweep_lost)
         self.watch = Watch(
             self.metrics,
             self.slot,
@@ -173,6 +174,7 @@ class BjoernWorker(Worker):  # type: ignore[misc]
         if self.stopping_since and not self.gate.draining:
             self.gate.drain()
         connections = self.watch.look(self.gate.draining)
+        self.gate.sweep()
         if now >= self.next_housekeeping:
             self.next_housekeeping = now + HOUSEKEEPING
             self.keep_house()
@@ -205,7 +207,6 @@ class BjoernWorker(Worker):  # type: ignore[misc]
         """Tell the memory, and ask for a replacement where there is too much of it."""
         resident, shared = (int(pages) * PAGE_SIZE for pages in os.pread(self.memory, 256, 0).split()[1:3])
         self.gate.tell_resident(resident)
-        self.gate.sweep()
         private = resident - shared
         if not self.private_at_start:
             self.private_at_start = private

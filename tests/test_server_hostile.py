@@ -201,6 +201,28 @@ def test_reset_connections(server: Server, client: Client) -> None:
     assert server.request(b"text=great") == (200, client(b"text=great").body)
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [
+        form_request(b"great" * 100) * 20,
+        form_request(b"great" * 100) * 20 + form_request(b"awful")[:50],
+        GET * 20 + form_request(b"awful")[:-1],
+        form_request(b"great" * 100) * 20 + b"\0",
+        form_request(b"a" * 100_000) + GET,
+    ],
+    ids=["whole", "half", "half-body", "garbage", "long"],
+)
+def test_lost_requests_leave_nothing_behind(server: Server, sent: bytes) -> None:
+    """bjoern forgets the environs of the requests that it loses; they are found and freed."""
+    (worker,) = workers_of(server)
+    sizes = []
+    for _ in range(3):
+        for _ in range(800):
+            talk_then_half_close(server, sent)
+        sizes.append(resident_bytes(worker))
+    assert min(sizes[1:]) - sizes[0] < 2 << 20  # 800 times 20 environs are 20 MB
+
+
 SEEDS = [
     form_request(b"great"),
     form_request(b"great", b"Content-Type: application/x-www-form-urlencoded\r\n"),
