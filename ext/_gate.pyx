@@ -155,7 +155,7 @@ cdef class Gate:
 
     def __dealloc__(self):
         if self._recorder != NULL:
-            if self._entry is not None:
+            if self._entry is not None and self._entry.classifier.recorder == self._recorder:
                 self._entry.classifier.recorder = NULL
             free(self._recorder)
 
