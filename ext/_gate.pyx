@@ -174,10 +174,11 @@ cdef class Gate:
             raise ValueError("every label needs a number")
         self._entry.classifier.recorder = self._recorder
 
-    def begin(self) -> None:
-        """Tell that this worker takes requests."""
+    def begin(self, bint serves=True) -> None:
+        """Tell that this process runs, and whether it takes the requests that the service is for."""
         self._block.pid = os.getpid()
-        self._block.state = STATE_READY
+        if serves:
+            self._block.state = STATE_READY
 
     def drain(self) -> None:
         """Close each connection after its next answer."""

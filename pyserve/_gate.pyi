@@ -62,8 +62,8 @@ class Gate:
     def handle(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """Answer a request; the same as calling the object, without the cost of its ``tp_call``."""
 
-    def begin(self) -> None:
-        """Tell that this worker takes requests."""
+    def begin(self, serves: bool = True) -> None:
+        """Tell that this process runs, and whether it takes the requests that the service is for."""
 
     def drain(self) -> None:
         """Close each connection after its next answer."""

@@ -153,6 +153,13 @@ def refuse_handshakes(listener: socket.socket) -> None:
         listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 4, program.buffer_info()[0]))
 
 
+def settle_memory() -> None:
+    """Free what is garbage, and exempt the rest from collections: in a worker they would copy pages that it shares."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+
+
 def describe_address(listener: socket.socket) -> str:
     """Return where a socket listens, as a person would write it."""
     address = listener.getsockname()
@@ -292,9 +299,7 @@ class Manager(Arbiter):  # type: ignore[misc]
         if not self.options.admin_listener:
             health.add_routes(loaded.application.falcon_app, self.metrics)  # type: ignore[attr-defined]
         self.app.callable = Service(loaded.application, tuple(numbers))
-        # What lives now is never freed: a collection in a worker would only copy pages that it shares.
-        gc.collect()
-        gc.freeze()
+        settle_memory()
 
     def make_admin_service(self) -> Service:
         """Return what serves health and metrics alone."""
@@ -400,6 +405,7 @@ class Manager(Arbiter):  # type: ignore[misc]
             self.spawn_worker()
         elif self.previous and not outdated and not starting:
             self.previous = None
+            settle_memory()
             self.metrics.count_reload(failed=False)
             logger.info("reloaded", extra={"workers": len(fresh)})
         for worker in list(self.WORKERS.values()):
@@ -483,7 +489,7 @@ class Manager(Arbiter):  # type: ignore[misc]
         )
         if expected:
             return
-        if was_up and time.monotonic() - worker.born > YOUNG:
+        if (was_up or worker.is_admin) and time.monotonic() - worker.born > YOUNG:
             self.failures = 0
         self.failures += 1
         if self.failures > 1:
@@ -531,6 +537,10 @@ class Manager(Arbiter):  # type: ignore[misc]
         except ValueError as error:
             self.metrics.count_reload(failed=True)
             logger.error("reload refused, the model of before goes on serving: %s", error)
+            return
+        except Exception as error:
+            self.metrics.count_reload(failed=True)
+            logger.error("reload failed, the model of before goes on serving: %s", type(error).__name__)
             return
         if self.previous is None:
             self.previous = self.app.callable

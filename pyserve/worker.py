@@ -167,7 +167,7 @@ class BjoernWorker(Worker):  # type: ignore[misc]
             sys.modules["io"] = self.io
             self.watch.find_loop()
             self.loop_found = True
-            self.gate.begin()
+            self.gate.begin(serves=not self.is_admin)
         if os.getppid() != self.ppid and not self.stopping_since:
             logger.error("the arbiter is gone, the worker ends")
             self.stopping_since = now

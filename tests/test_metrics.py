@@ -155,12 +155,31 @@ def test_admin_address(star_model: Path) -> None:
         samples = read_metrics(server, admin)
         assert value(samples, "pyserve_requests_total", route="/inferreview", status="200") == 1
         assert b"404" in talk(admin, b"POST /inferreview?text=a HTTP/1.0\r\n\r\n")
+        assert value(samples, "pyserve_workers_ready") == 1
         for pid in workers_of(server):
             os.kill(pid, signal.SIGKILL)
         wait_for_log(server, "cause=killed", 2)
         wait_for(lambda: len(workers_of(server)) == 2, "new workers")
         assert b"200" in talk(admin, b"GET /livez HTTP/1.0\r\n\r\n")
         assert server.stop() == 0
+
+
+def test_not_ready_without_workers(star_model: Path) -> None:
+    """The admin process tells that nobody takes requests, though it does so itself."""
+    with serve(star_model, "--workers", "1", "--admin-address", "127.0.0.1:0") as server:
+        wait_for_log(server, " ready ")
+        admin = int(re.search(r"health and metrics on http://127\.0\.0\.1:(\d+)", server.read_log())[1])  # type: ignore[index]
+        assert b" 200 " in talk(admin, b"GET /readyz HTTP/1.0\r\n\r\n")
+        started = re.search(r"worker started worker=(\d+) kind=serving", server.read_log())
+        assert started
+        # Two deaths in a row: the next worker waits, and there is none meanwhile.
+        os.kill(int(started[1]), signal.SIGKILL)
+        wait_for_log(server, "cause=killed", 1)
+        wait_for_log(server, "kind=serving", 3)
+        os.kill(int(re.findall(r"worker started worker=(\d+) kind=serving", server.read_log())[-1]), signal.SIGKILL)
+        wait_for_log(server, "cause=killed", 2)
+        assert b" 503 " in talk(admin, b"GET /readyz HTTP/1.0\r\n\r\n")
+        wait_for(lambda: b" 200 " in talk(admin, b"GET /readyz HTTP/1.0\r\n\r\n"), "readiness")
 
 
 def test_json_log(star_model: Path) -> None:

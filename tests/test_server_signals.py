@@ -11,7 +11,7 @@ import pytest
 
 from tests.load_client import Load, form_request, load, read_reply
 from tests.server import Server, serve
-from tests.support import Client, deadline
+from tests.support import Client, deadline, resident_bytes
 
 
 @pytest.fixture
@@ -69,6 +69,18 @@ def test_reload_under_load_loses_nothing(star_model: Path, expected: dict[bytes,
         assert seen.closes
         assert not before & set(workers_of(server))
         assert server.stop() == 0
+
+
+def test_reloads_keep_the_arbiter_small(star_model: Path) -> None:
+    """The model and the application of before are freed."""
+    with serve(star_model, "--workers", "1") as server:
+        wait_for_log(server, " ready ")
+        sizes = []
+        for turn in range(1, 16):
+            server.process.send_signal(signal.SIGHUP)
+            wait_for_log(server, " reloaded ", turn)
+            sizes.append(resident_bytes(server.process.pid))
+        assert sizes[-1] - sizes[4] < 512 << 10
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
