@@ -1,6 +1,7 @@
 """A closed-loop client in this process's threads; it honours ``Connection: close`` and counts every error."""
 
 import itertools
+import os
 import socket
 import threading
 from collections import Counter
@@ -9,7 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
 
+import pytest
+
 from tests.support import ROUTE
+
+plain = pytest.mark.skipif("PYSERVE_SANITIZE" in os.environ, reason="ASan keeps freed memory and handles SIGSEGV")
 
 
 def form_request(text: bytes, extra: bytes = b"") -> bytes:

@@ -103,6 +103,7 @@ def test_counts_never_fall(star_model: Path, client: Client) -> None:
             for turn in range(1, 4):
                 target = seen.right + 100
                 wait_for(lambda: seen.right > target, "answers")  # noqa: B023
+                wait_for(lambda: len(workers_of(server)) == 2, "the end of those that were replaced")
                 os.kill(workers_of(server)[0], signal.SIGKILL)
                 wait_for_log(server, "cause=killed", turn)
                 server.process.send_signal(signal.SIGHUP)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.load_client import Reply, form_request, read_reply
+from tests.load_client import Reply, form_request, plain, read_reply
 from tests.server import Server, serve
 from tests.support import Client, resident_bytes
 from tests.test_server_signals import wait_for, wait_for_log, workers_of
@@ -201,6 +201,7 @@ def test_reset_connections(server: Server, client: Client) -> None:
     assert server.request(b"text=great") == (200, client(b"text=great").body)
 
 
+@plain
 @pytest.mark.parametrize(
     "sent",
     [
@@ -328,6 +329,7 @@ def test_fuzz(server: Server, client: Client) -> None:
     attack_while_others_are_served(server, client, 10_000)
 
 
+@plain
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_fuzz_long(star_model: Path, client: Client) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.load_client import Load, form_request, load, read_reply
+from tests.load_client import Load, form_request, load, plain, read_reply
 from tests.server import Server, serve
 from tests.support import Client, deadline, resident_bytes
 
@@ -71,6 +71,7 @@ def test_reload_under_load_loses_nothing(star_model: Path, expected: dict[bytes,
         assert server.stop() == 0
 
 
+@plain
 def test_reloads_keep_the_arbiter_small(star_model: Path) -> None:
     """The model and the application of before are freed."""
     with serve(star_model, "--workers", "1") as server:
@@ -156,6 +157,7 @@ def test_hanging_worker_is_killed_and_replaced(star_model: Path) -> None:
         assert server.request(b"text=great")[0] == 200
 
 
+@plain
 def test_what_a_crashing_worker_writes_is_logged(star_model: Path) -> None:
     with serve(star_model, "--workers", "1", "--log-format", "json") as server:
         wait_for_log(server, '"ready"')

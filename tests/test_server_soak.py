@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.load_client import form_request, read_reply
+from tests.load_client import form_request, plain, read_reply
 from tests.server import serve
 from tests.support import Client, resident_bytes
 from tests.test_server_limits import connect
@@ -14,6 +14,7 @@ from tests.test_server_signals import wait_for_log, workers_of
 TEXTS = [b"great", b"awful+awful", b"okay", b"love" * 50, b"%F0%9F%98%80+fine", b"a" * 3000]
 
 
+@plain
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_memory_is_flat_over_a_million_requests(star_model: Path, client: Client) -> None:
