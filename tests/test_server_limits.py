@@ -119,7 +119,6 @@ def test_busy_connection_is_kept(impatient: Server, client: Client) -> None:
         while time.monotonic() < end:
             connection.sendall(form_request(b"great"))
             assert read_reply(stream).body == client(b"text=great").body
-    assert closed_for(impatient, "request_timeout") >= 1
 
 
 def test_answer_that_is_not_taken_is_cut_off(star_model: Path) -> None:

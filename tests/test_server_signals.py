@@ -282,3 +282,11 @@ def test_ipv6(star_model: Path, client: Client) -> None:
             connection.sendall(form_request(b"great"))
             assert read_reply(connection.makefile("rb")).body == client(b"text=great").body
         assert server.stop() == 0
+
+
+def test_all_addresses(star_model: Path, client: Client) -> None:
+    """``::`` listens on IPv4 as well."""
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
+    with serve(star_model, "--host", "::", ready=r"serving .* on http://\[::\]:(\d+)") as server:
+        assert server.request(b"text=great") == (200, client(b"text=great").body)
