@@ -34,7 +34,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	fi
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "pyserve needs Python 3.10 or later")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[build,test,train,lint]'
+	$(BIN)/pip install --quiet setuptools wheel Cython pybind11
+	$(BIN)/pip install --quiet --no-build-isolation --editable '.[build,test,train,lint]'
 	@touch $@ $(VENV)/built
 
 $(VENV)/built: $(VENV)/installed $(PACKAGE_SOURCES)

@@ -32,6 +32,7 @@ LABEL_PREFIX = "__label__"
 cdef enum:
     STACK_BYTES = 4096  # texts and replies up to this size need no allocation
     STACK_SCORES = 16
+    MOST_SCORES = 100_000  # confidences in the reply to several texts
     MOST_THREADS = 256
     NUMBER_BYTES = 48  # the largest float32 has 39 digits
 
@@ -247,7 +248,7 @@ cdef bytes make_line(const unsigned char* text, Py_ssize_t size, bint quoted):
     return line if decoded == size else line[:decoded + 1]
 
 
-cdef bytes line_of_str(str text):
+cdef bytes line_of_str(object text):
     """Return a ``str`` as a line."""
     cdef Py_ssize_t size = 0
     cdef const char* data
@@ -290,6 +291,15 @@ cdef object empty_text(Py_ssize_t position, Py_ssize_t count):
     return ValueError(f"param 'text' must not be empty, and text {position + 1} of {count} is")
 
 
+cdef int check_scores(Py_ssize_t count, Py_ssize_t k) except -1:
+    """Bound the reply of a batch: a few bytes of request could ask for a reply of hundreds of megabytes."""
+    if count * k > MOST_SCORES:
+        raise ValueError(
+            f"{count} texts with k={k} are {count * k} confidences, at most {MOST_SCORES} are allowed in one request"
+        )
+    return 0
+
+
 cdef object too_many_texts(Py_ssize_t count, Py_ssize_t allowed):
     return ValueError(f"{count} texts are too many for one request, at most {allowed} are allowed")
 
@@ -311,6 +321,8 @@ def _refuse_constant(name: str):
 
 cdef dict read_json(bytes body):
     """Return the JSON object of a body, or raise ValueError with what is wrong."""
+    if body.startswith(b"\xef\xbb\xbf"):
+        raise ValueError("the body is not valid JSON: it must not begin with a byte order mark")
     try:
         document = json.loads(body.decode(), parse_constant=_refuse_constant)
     except UnicodeDecodeError:
@@ -461,6 +473,7 @@ cdef bytes render_prefix(str label):
 # --- The public functions -----------------------------------------------------------------------
 
 def parse_form(bytes form not None) -> tuple:
+    """Return the texts of a form as lines, and the values of k and threshold, or None."""
     cdef Fields fields
     cdef const unsigned char* data = <const unsigned char*>PyBytes_AS_STRING(form)
     find_fields(data, PyBytes_GET_SIZE(form), &fields)
@@ -472,6 +485,7 @@ def parse_form(bytes form not None) -> tuple:
 
 
 def parse_json(bytes body not None) -> tuple:
+    """Return the texts of a JSON object as lines, and the values of k and threshold, or None."""
     cdef dict document = read_json(body)
     return (
         lines_of_json(document.get("text", [])),
@@ -481,14 +495,17 @@ def parse_json(bytes body not None) -> tuple:
 
 
 def format_line(text) -> bytes:
+    """Return a text as the line that the engine reads."""
     return line_of(text)
 
 
 def format_number(double number) -> bytes:
+    """Return a number, taken as float32, as JSON with at most 10 decimals."""
     return number_of(<float>number)
 
 
 def format_reply(pairs) -> bytes:
+    """Return pairs of label and confidence as one compact JSON object."""
     cdef list prefixes = []
     cdef Py_ssize_t count = 0
     cdef Py_ssize_t longest = 0
@@ -533,6 +550,8 @@ cdef MediaKind kind_of_media(str content_type) except *:
 
 @cython.final
 cdef class Classifier:
+    """A supervised model together with how its labels are shown; ``load_model`` makes one."""
+
     def __init__(self, predict, labels, *, label_format=None, label_prefix=LABEL_PREFIX):
         cdef str label, name
         cdef list names = []
@@ -569,12 +588,15 @@ cdef class Classifier:
 
     @property
     def engine(self):
+        """What answers: ``binding`` or ``native``."""
         return "binding" if self._native is None else "native"
 
     def predict(self, text, k=1, threshold=0.0) -> list:
+        """Return the at most k best labels of a text that reach the threshold, with their confidences, best first."""
         return self._predict_line(line_of(text), self._check_k(k), self._check_threshold(threshold))
 
     def predict_many(self, texts: Iterable, k=1, threshold=0.0, *, threads=1) -> list:
+        """Return what predict() does for each of many texts, in their order."""
         if isinstance(texts, (str, bytes)):
             raise TypeError("texts must be a list of texts; predict() takes a single one")
         k = self._check_k(k)
@@ -591,6 +613,7 @@ cdef class Classifier:
             raise EngineError(f"{type(error).__name__}: {error}") from None
 
     def explain(self, text):
+        """Return what the winning label's score rests on, as an Explanation; needs the native engine."""
         cdef bytes line = line_of(text)
         cdef Score best
         if self._native is None:
@@ -609,6 +632,7 @@ cdef class Classifier:
         )
 
     def answer(self, bytes body not None, content_type=None, *, bytes query not None=b"", max_texts=1000) -> bytes:
+        """Return the JSON that answers a request's body over the wire."""
         cdef MediaKind kind = kind_of_media(content_type) if body else FORM
         if kind == FORM:
             return self.answer_form(body, query, max_texts)
@@ -640,6 +664,7 @@ cdef class Classifier:
             threshold = self._read_threshold(unquote_parameter(fields.threshold, fields.thresholds, "threshold"))
         if fields.texts == 1:
             return self._answer_value(fields.text, k, threshold)
+        check_scores(fields.texts, k)
         return self._answer_lines(
             lines_of_form(<const unsigned char*>PyBytes_AS_STRING(source), PyBytes_GET_SIZE(source), fields.texts),
             k,
@@ -702,6 +727,7 @@ cdef class Classifier:
             threshold = 0.0
         if single:
             return self.answer_line(PyBytes_AS_STRING(<bytes>lines[0]), PyBytes_GET_SIZE(lines[0]), k, threshold)
+        check_scores(len(lines), k)
         return self._answer_lines(lines, k, threshold)
 
     cdef bytes _answer_lines(self, list lines, Py_ssize_t k, double threshold):

@@ -86,6 +86,8 @@ class InferReview:
     def on_post(self, req, resp):
         """Answer the texts of a form, a JSON document or a plain body."""
         body = read_body(req, self._max_body)
+        if req.get_header("Content-Encoding", default="identity").strip().lower() != "identity":
+            raise falcon.HTTPUnsupportedMediaType(description="the body must not be compressed")
         query = req.query_string.encode("latin-1")
         try:
             resp.data = self._classifier.answer(body, req.content_type, query=query, max_texts=self._max_texts)
@@ -130,6 +132,7 @@ cdef class Entry:
         cdef Py_ssize_t size
         if (
             lookup(environ, "REQUEST_METHOD") != POST
+            or lookup(environ, "HTTP_CONTENT_ENCODING") is not None
             or lookup(environ, "PATH_INFO") != HOT_PATH
             or not (media_type is None or media_type == FORM or media_type in FORMS)
         ):

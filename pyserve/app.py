@@ -69,11 +69,17 @@ def format_frames(trace: "TracebackType | None") -> str:
     return "".join(traceback.format_tb(trace)).rstrip()
 
 
-def serialize_error(req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError) -> None:
+def serialize_error(
+    req: falcon.Request,
+    resp: falcon.Response,
+    error: falcon.HTTPError,
+    *,
+    elsewhere: str = f"texts are answered at POST {ROUTE}",
+) -> None:
     """Write an error as ``{"Error": …}``."""
     message = error.description
     if message is None and error.status_code == 404:
-        message = f"there is nothing at this path, texts are answered at POST {ROUTE}"
+        message = f"there is nothing at this path, {elsewhere}"
     elif message is None and error.status_code == 405:
         message = f"the method is not allowed here, allowed are {resp.get_header('Allow')}"
     resp.data = json.dumps({"Error": message or error.title}, ensure_ascii=False, separators=(",", ":")).encode()

@@ -1,5 +1,6 @@
 """The command line: every option is a flag and an environment variable ``PYSERVE_…``."""
 
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -32,6 +33,33 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 COMMAND = {"context_settings": {"auto_envvar_prefix": "PYSERVE", "show_default": True}}
 
 option = partial(click.option, show_envvar=True)
+
+MEGABYTE = 1024 * 1024
+MOST = 2**40  # of bytes, texts and the like: beyond any machine, and within the counters of the extensions
+DAY = 86_400
+
+Count = partial(click.IntRange, max=MOST)
+WholeSeconds = partial(click.IntRange, max=DAY)
+
+
+class Seconds(click.FloatRange):
+    """A number of seconds, at most a day."""
+
+    def __init__(self, least: float) -> None:
+        super().__init__(least, DAY)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse NaN, which is neither below nor above a bound."""
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value} is not a number of seconds", param, ctx)
+        return number
+
+
+class Line(click.types.StringParamType):
+    """A text; in an environment variable each line is one."""
+
+    envvar_list_splitter = "\n"
 
 
 class Failure(click.ClickException):
@@ -104,9 +132,6 @@ def parse_address(context: click.Context, parameter: click.Parameter, value: str
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
-MEGABYTE = 1024 * 1024
-
-
 @main.command(**COMMAND)
 @model_options
 @option("--host", default="127.0.0.1", help="The address to listen on.")
@@ -115,19 +140,22 @@ MEGABYTE = 1024 * 1024
 @option("--reuse-port", is_flag=True, help="Give each worker a socket of its own (SO_REUSEPORT).")
 @option("--admin-address", callback=parse_address, metavar="HOST:PORT", help="Serve health and metrics here alone.")
 @option("--workers", type=click.IntRange(1, 1024), help="How many processes serve.  [default: the usable cores]")
-@option("--timeout", default=30, type=click.IntRange(1), help="Seconds after which a worker that hangs is killed.")
-@option("--graceful-timeout", default=30, type=click.IntRange(1), help="Seconds to answer what was asked, at the end.")
-@option("--max-body", default=DEFAULT_MAX_BODY, type=click.IntRange(1), help="The most bytes in a request's body.")
-@option("--max-texts", default=DEFAULT_MAX_TEXTS, type=click.IntRange(1), help="The most texts in a request.")
-@option("--max-bodies", default=128 * MEGABYTE, type=click.IntRange(1), help="The most bytes of bodies in a worker.")
-@option("--request-timeout", default=30.0, type=click.FloatRange(0.5), help="Seconds for a request to be complete.")
-@option("--keep-alive", default=75.0, type=click.FloatRange(0.5), help="Seconds for which a connection may be idle.")
-@option("--max-connections", default=10_000, type=click.IntRange(1), help="The most connections of a worker.")
+@option("--timeout", default=30, type=WholeSeconds(1), help="Seconds after which a worker that hangs is killed.")
+@option("--graceful-timeout", default=30, type=WholeSeconds(1), help="Seconds to answer what was asked, at the end.")
+@option("--max-body", default=DEFAULT_MAX_BODY, type=Count(1), help="The most bytes in a request's body.")
+@option("--max-texts", default=DEFAULT_MAX_TEXTS, type=Count(1), help="The most texts in a request.")
+@option("--max-bodies", default=128 * MEGABYTE, type=Count(1), help="The most bytes of bodies in a worker.")
+@option("--request-timeout", default=30.0, type=Seconds(0.5), help="Seconds for a request to be complete.")
+@option("--keep-alive", default=75.0, type=Seconds(0.5), help="Seconds for which a connection may be idle.")
+@option("--max-connections", default=10_000, type=Count(1), help="The most connections of a worker.")
 @option(
-    "--max-growth", default=256 * MEGABYTE, type=click.IntRange(0), help="Bytes a worker may grow by; 0 for no limit."
+    "--max-growth",
+    default=256 * MEGABYTE,
+    type=Count(0),
+    help="Bytes a worker may grow by; 0 for no limit.",
 )
 @option("--log-format", default="text", type=click.Choice(["text", "json"]), help="How a line of the log is written.")
-@option("--access-log", default=0, type=click.IntRange(0), metavar="N", help="Log one of N requests; 0 logs none.")
+@option("--access-log", default=0, type=Count(0), metavar="N", help="Log one of N requests; 0 logs none.")
 def serve(
     model: Path | None,
     engine: str,
@@ -218,7 +246,10 @@ def read_texts(texts: tuple[str, ...]) -> Iterator[str | bytes]:
 def predict(
     model: Path | None, engine: str, label_format: str | None, k: int, threshold: float, texts: tuple[str, ...]
 ) -> None:
-    """Answer each TEXT with a line of JSON, as the server would; - reads texts from standard input, one a line."""
+    """Answer each TEXT with a line of JSON, as the server would; - reads texts from standard input, one a line.
+
+    An empty text, which the server refuses, is answered as fastText answers an empty line.
+    """
     from pyserve._inference import format_reply
 
     _, classifier = load(model, engine, label_format)
@@ -231,23 +262,23 @@ def predict(
 
 @main.command(**COMMAND)
 @option("--write", is_flag=True, help="Write the sidecar MODEL.json: sha256, size and golden predictions.")
-@option("--text", "texts", multiple=True, help="A text for a golden prediction, with --write; may be repeated.")
+@option("--golden", type=Line(), multiple=True, help="A text for a golden prediction, with --write; may be repeated.")
 @option("--against-binding", is_flag=True, help="Hold the native engine's answers against those of the binding.")
-@option("--texts", "lines", type=click.File("rb"), help="The texts for --against-binding, one a line; - reads them.")
+@option("--texts", type=click.File("rb"), help="The texts for --against-binding, one a line; - reads them.")
 @click.argument("model", type=click.Path(path_type=Path))
 def verify(
-    model: Path, write: bool, texts: tuple[str, ...], against_binding: bool, lines: Iterable[bytes] | None
+    model: Path, write: bool, golden: tuple[str, ...], against_binding: bool, texts: Iterable[bytes] | None
 ) -> None:
     """Check that MODEL is an intact supervised fastText model, and what its sidecar MODEL.json says.
 
     Exit status: 0 all is well, 1 a check failed, 2 there is no such file.
     """
-    if texts and not write:
-        raise Failure("--text goes with --write")
-    if against_binding != (lines is not None):
+    if golden and not write:
+        raise Failure("--golden goes with --write")
+    if against_binding != (texts is not None):
         raise Failure("--against-binding and --texts go together")
     try:
-        written = write_model_sidecar(model, texts) if write else 0
+        written = write_model_sidecar(model, golden) if write else 0
         found = verify_model(model)
     except NoModelError as error:
         raise Failure(str(error)) from None
@@ -272,16 +303,16 @@ def verify(
         f"word n-grams {info.word_ngrams}, {kind}\n"
         f"  sidecar  {sidecar}"
     )
-    if lines is not None:
-        compare(model, lines)
+    if texts is not None:
+        compare(model, texts)
 
 
-def compare(model: Path, lines: Iterable[bytes]) -> None:
+def compare(model: Path, texts: Iterable[bytes]) -> None:
     """Say whether the engines agree on every line."""
     from pyserve.comparison import compare_engines
 
     try:
-        found = compare_engines(model, lines)
+        found = compare_engines(model, texts)
     except ValueError as error:
         raise CheckFailure(str(error)) from None
     measure = "to 1e-6, since this binding was built with FMA" if found.is_fused else "in every bit"
@@ -320,10 +351,10 @@ def list_published(context: click.Context, parameter: click.Parameter, wanted: b
 @option(
     "--stall-timeout",
     default=10.0,
-    type=click.FloatRange(0.1),
+    type=Seconds(0.1),
     help="Give up when nothing arrives for so many seconds.",
 )
-@option("--max-time", type=click.FloatRange(0.1), help="Give up after so many seconds in all.")
+@option("--max-time", type=Seconds(0.1), help="Give up after so many seconds in all.")
 @click.argument("name")
 def fetch(
     directory: Path, mirror: str | None, sha256: str | None, stall_timeout: float, max_time: float | None, name: str

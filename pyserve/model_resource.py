@@ -24,3 +24,5 @@ class ModelResource:
         """Answer with the description."""
         resp.data = self._data
         resp.content_type = falcon.MEDIA_JSON
+
+    on_head = on_get

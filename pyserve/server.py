@@ -15,6 +15,7 @@ import time
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -315,7 +316,7 @@ class Manager(Arbiter):  # type: ignore[misc]
         from pyserve.app import serialize_error
 
         app = falcon.App()
-        app.set_error_serializer(serialize_error)
+        app.set_error_serializer(partial(serialize_error, elsewhere="/livez, /readyz and /metrics are here"))
         health.add_routes(app, self.metrics)
         return Service(app)
 

@@ -94,6 +94,12 @@ def test_model_cannot_be_served(word_vectors: Path, command: list[str], model: s
         (["predict", "-k", "6", "a"], "from 1 to 5"),
         (["predict", "--label-format", "star", "a"], "must hold {} once"),
         (["serve", "--nonsense"], "No such option"),
+        (["serve", "--max-body", "9" * 20], "is not in the range"),
+        (["serve", "--max-texts", "9" * 20], "is not in the range"),
+        (["serve", "--max-bodies", "9" * 20], "is not in the range"),
+        (["serve", "--access-log", "9" * 20], "is not in the range"),
+        (["serve", "--request-timeout", "nan"], "is not a number of seconds"),
+        (["serve", "--keep-alive", "inf"], "is not in the range"),
         (["nonsense"], "No such command"),
     ],
 )

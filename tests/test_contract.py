@@ -194,6 +194,32 @@ def test_body_limit(classifier: Classifier, extra: int, content_type: str, chunk
         assert reply.code == (415 if content_type == "image/png" else 200)
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "br", "identity, gzip"])
+@pytest.mark.parametrize("content_type", [FORM, "text/plain", JSON])
+def test_body_compressed(client: Client, encoding: str, content_type: str) -> None:
+    reply = client(b"text=great", content_type, HTTP_CONTENT_ENCODING=encoding)
+    assert (reply.code, json.loads(reply.body)) == (415, error("the body must not be compressed"))
+
+
+def test_body_not_compressed(client: Client) -> None:
+    assert client(b"text=great", HTTP_CONTENT_ENCODING="Identity").body == client(b"text=great").body
+
+
+@pytest.mark.parametrize(("count", "code"), [(334, 400), (333, 200)])
+def test_reply_to_several_texts_is_bounded(count: int, code: int) -> None:
+    labels = [f"__label__{number}" for number in range(300)]
+    client = Client(Classifier(lambda line, k, threshold, errors: [(0.5, label) for label in labels[:k]], labels))
+    for body, content_type in [
+        (b"k=300" + b"&text=a" * count, FORM),
+        (json.dumps({"k": 300, "text": ["a"] * count}).encode(), JSON),
+    ]:
+        reply = client(body, content_type)
+        assert reply.code == code
+        if code == 400:
+            message = "334 texts with k=300 are 100200 confidences, at most 100000 are allowed in one request"
+            assert json.loads(reply.body) == error(message)
+
+
 def test_body_chunked(client: Client) -> None:
     assert client(b"text=great", CONTENT_LENGTH=None).body == client(b"text=great").body
 

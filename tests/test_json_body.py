@@ -38,6 +38,7 @@ def test_parse_json(body: str, expected: object) -> None:
         (b'{"text":\n"a"', "error at line 2, column 4"),
         (b'{"text": "a"} x', "error at line 1, column 15"),
         (b'{"text": "\xff"}', "must be UTF-8"),
+        (b'\xef\xbb\xbf{"text": "a"}', "byte order mark"),
         ('{"text": "a"}'.encode("utf-16"), "must be UTF-8"),
         (b'{"text": NaN}', "NaN, Infinity"),
         (b'{"k": -Infinity}', "NaN, Infinity"),

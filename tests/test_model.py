@@ -182,7 +182,7 @@ def test_verify_writes_and_checks(copy: Path) -> None:
     assert (status, err) == (0, "")
     assert hash_model(copy) in out
     assert "sidecar  none" in out
-    assert run("verify", str(copy), "--write", "--text", "great good", "--text", "poor")[0] == 0
+    assert run("verify", str(copy), "--write", "--golden", "great good", "--golden", "poor")[0] == 0
     status, out, _ = run("verify", str(copy))
     assert status == 0
     assert "agrees: sha256, size, 2 golden predictions" in out
@@ -229,7 +229,7 @@ def test_verify_says_which_line_of_the_sidecar_failed(copy: Path) -> None:
     [
         (["missing.ftz"], 2, "there is no model file missing.ftz"),
         (["."], 1, "cannot be served"),
-        (["--text", "a", "missing.ftz"], 2, "--text goes with --write"),
+        (["--golden", "a", "missing.ftz"], 2, "--golden goes with --write"),
         ([], 2, "Missing argument"),
     ],
 )

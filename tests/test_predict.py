@@ -102,6 +102,15 @@ def test_predict_end_token_does_not_cut(real_classifier: Classifier) -> None:
     assert whole != real_classifier.predict("great book")
 
 
+def test_predict_subclass_of_str(classifier: Classifier) -> None:
+    class Text(str):
+        __slots__ = ()
+
+    for text in ("great love", "café \ud800"):
+        assert classifier.predict(Text(text)) == classifier.predict(text)
+        assert classifier.predict_many([Text(text)]) == [classifier.predict(text)]
+
+
 def test_predict_bytes_is_utf8(classifier: Classifier) -> None:
     assert classifier.predict("café great".encode()) == classifier.predict("café great")
 
