@@ -36,6 +36,7 @@ class Aim(NamedTuple):
 AIMS = (
     Aim("short", "pyserve", "article", 1.75),
     Aim("reviews", "pyserve", "article", 1.45),
+    Aim("short", "native", "article", 1.75),
     Aim("reviews", "native", "article", 3.3),
     Aim("reviews", "native", "floor", 0.65),
     Aim("short", "pyserve", "bare", 0.97),

@@ -149,15 +149,21 @@ def fetch_model(
         with contextlib.suppress(ModelError):
             check_file(target, target, expected)
             return target, False
+    is_made = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
-    with open_staging(directory) as staging:
-        staged = staging / published.file
-        download_within(url, staged, timeout, max_time)
-        check_file(staged, target, expected)
-        with staged.open("rb") as file:
-            os.fsync(file.fileno())
-            os.fchmod(file.fileno(), 0o666 & ~read_umask())  # temporary files are for their owner alone
-        staged.replace(target)
+    try:
+        with open_staging(directory) as staging:
+            staged = staging / published.file
+            download_within(url, staged, timeout, max_time)
+            check_file(staged, target, expected)
+            with staged.open("rb") as file:
+                os.fsync(file.fileno())
+                os.fchmod(file.fileno(), 0o666 & ~read_umask())  # temporary files are for their owner alone
+            staged.replace(target)
+    finally:
+        if is_made:
+            with contextlib.suppress(OSError):
+                directory.rmdir()  # empty, where nothing came of it
     return target, True
 
 

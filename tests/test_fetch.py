@@ -238,7 +238,7 @@ def test_fetch_without_network(tmp_path: Path, host: str) -> None:
     assert "cannot be reached, is there a network?" in err
     assert err.count("\n") == 1
     assert "secret" not in err
-    assert os.listdir(tmp_path / "models") == []
+    assert os.listdir(tmp_path) == []
 
 
 def test_fetch_command(mirror: Mirror, tmp_path: Path, star_model: Path) -> None:
