@@ -205,6 +205,7 @@ cdef inline bint is_space(unsigned char byte) noexcept nogil:
 
 cdef void blank_end_tokens(unsigned char* text, Py_ssize_t size) noexcept nogil:
     """Overwrite each token ``</s>`` with spaces."""
+    # SAFETY: at[-1] is read where at > text, at[4] where at + 4 < end; the search stops 3 bytes before the end.
     cdef unsigned char* at = text
     cdef unsigned char* end = text + size
     while end - at >= 4:
@@ -237,6 +238,7 @@ cdef bytes repair_line(const unsigned char* line, Py_ssize_t size):
 cdef bytes make_line(const unsigned char* text, Py_ssize_t size, bint quoted):
     """Return a text as a line, decoded from its form encoding where it is ``quoted``."""
     cdef bytes line = PyBytes_FromStringAndSize(NULL, size + 1)
+    # SAFETY: nobody else has the object yet; decoding never lengthens a text, and the last byte is for the line feed.
     cdef unsigned char* target = <unsigned char*>PyBytes_AS_STRING(line)
     cdef Py_ssize_t decoded = size
     if quoted:
@@ -677,6 +679,7 @@ cdef class Classifier:
         cdef unsigned char* buffer = small
         cdef Py_ssize_t size
         cdef bytes line
+        # SAFETY: decoding never lengthens a text, and the last byte is for the line feed.
         if value.size + 1 > STACK_BYTES:
             buffer = <unsigned char*>PyMem_Malloc(value.size + 1)
             if buffer == NULL:
@@ -762,6 +765,7 @@ cdef class Classifier:
                 PyMem_Free(scores)
 
     cdef list _predict_line(self, bytes line, Py_ssize_t k, double threshold):
+        # SAFETY: score() writes at most k scores.
         cdef Score* scores = <Score*>PyMem_Malloc(k * sizeof(Score))
         cdef Py_ssize_t i, count
         if scores == NULL:
