@@ -304,7 +304,7 @@ def describe(session: Session) -> dict[str, Any]:
             "cpu": read_cpu(),
             "cores": os.cpu_count(),
             "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-            "kernel": f"{platform.system()} {platform.release()}",
+            "kernel": f"{platform.system()} {platform.release().partition('-')[0]}",
             "server_core": session.server_core,
             "load_core": session.load_core,
             "load_average_before": round(os.getloadavg()[0], 2),
