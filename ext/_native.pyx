@@ -26,6 +26,7 @@ cdef extern from "native_engine.hpp" namespace "pyserve" nogil:
 
     cdef cppclass CppEngine "pyserve::NativeEngine":
         Py_ssize_t predict(const char* text, size_t size, int32_t k, float threshold, CppScore* scores) noexcept
+        size_t work(size_t size, size_t lines) noexcept
         const ModelFile& model()
         const Kernel& kernel()
 
@@ -62,8 +63,8 @@ cdef extern from "native_explain.hpp" namespace "pyserve" nogil:
 
 
 cdef enum:
-    # So many bytes take some 30 microseconds: long enough to let other threads run meanwhile.
-    LONG_LINE = 8192
+    # So many cells of matrices take some 30 microseconds: long enough to let other threads run meanwhile.
+    LONG_WORK = 65536
     FEW_SCORES = 16
     MANY_SCORES = 65536  # how many answers of a batch are kept until they become objects
 
@@ -90,13 +91,15 @@ cdef int raise_error(Py_ssize_t code) except -1:
 cdef class NativeEngine:
     def __cinit__(self, path, *, kernel=None):
         cdef bytes encoded = os.fsencode(path)
-        cdef bytes wanted = b"" if kernel is None else kernel.encode()
+        cdef bytes wanted
+        # SAFETY: os.fsencode() gives bytes or raises; both texts live until open_engine() is done with them.
         cdef const char* name = encoded
         cdef const char* kernel_name = NULL
         cdef OpenFailure failure
-        if kernel is not None and kernel not in supported_kernels():
-            raise ValueError(f"a kernel must be one of {', '.join(supported_kernels())} on this machine")
         if kernel is not None:
+            if kernel not in supported_kernels():
+                raise ValueError(f"a kernel must be one of {', '.join(supported_kernels())} on this machine")
+            wanted = kernel.encode()
             kernel_name = wanted
         if b"\0" in encoded:
             raise ValueError("a path cannot hold a NUL")
@@ -104,11 +107,13 @@ cdef class NativeEngine:
             self._engine = open_engine(name, kernel_name, &failure)
         if self._engine == NULL:
             raise_failure(&failure, path)
+        # SAFETY: from here on _engine is an engine until __dealloc__; where this method raises, nobody gets the object.
         self.info = describe(&(<CppEngine*>self._engine).model())
         self._labels = self.info.labels
         self._labels_are_utf8 = not any("\udc80" <= character <= "\udcff" for character in "".join(self._labels))
 
     def __dealloc__(self):
+        # SAFETY: nothing else deletes it, and no method runs any more; NULL may be deleted.
         cdef CppEngine* engine = <CppEngine*>self._engine
         del engine
 
@@ -126,10 +131,12 @@ cdef class NativeEngine:
 
         The line ends at its first line feed. ``scores`` has room for k or for all labels, whatever is less.
         """
+        # SAFETY: the caller holds the object that the line lies in, and the memory of the scores, for the whole call.
+        # Score and CppScore are the same: native_output.hpp asserts where their fields lie.
         cdef CppEngine* engine = <CppEngine*>self._engine
         cdef Py_ssize_t count
         cdef int32_t most = <int32_t>min(max(k, -2), 0x7fffffff)
-        if size < LONG_LINE:
+        if engine.work(size, 1) < LONG_WORK:
             count = engine.predict(line, size, most, threshold, <CppScore*>scores)
         else:
             with nogil:
@@ -145,14 +152,18 @@ cdef class NativeEngine:
         """
         cdef CppEngine* engine = <CppEngine*>self._engine
         cdef Py_ssize_t start, size, i, j
-        cdef Py_ssize_t most = min(len(lines), max(1, MANY_SCORES // k))
+        cdef Py_ssize_t most = min(len(lines), max(1, MANY_SCORES // max(1, k)))
         cdef Py_ssize_t number
         cdef int32_t limit = <int32_t>k
         cdef vector[LineView] views
         cdef vector[Py_ssize_t] counts
-        cdef bytes line
+        cdef object line
         cdef list results = []
-        cdef Score* scores = <Score*>PyMem_Malloc(max(1, most * k) * sizeof(Score))
+        cdef Score* scores
+        if k < 1 or labels is None:
+            raise ValueError("k must be at least 1, and there must be labels")
+        # SAFETY: every line writes at most k scores from i * k on, and a batch has at most "most" lines.
+        scores = <Score*>PyMem_Malloc(max(1, most * k) * sizeof(Score))
         if scores == NULL:
             raise MemoryError
         try:
@@ -162,12 +173,14 @@ cdef class NativeEngine:
                 number = min(most, len(lines) - start)
                 size = 0
                 for i in range(number):
-                    # SAFETY: the list holds the bytes until the results are read.
+                    # SAFETY: the caller's list holds the bytes until the results are read; nobody else has that list.
                     line = lines[start + i]
+                    if not isinstance(line, bytes):
+                        raise TypeError(f"a line must be bytes, not {type(line).__name__}")
                     views[i].data = PyBytes_AS_STRING(line)
                     views[i].size = PyBytes_GET_SIZE(line)
                     size += PyBytes_GET_SIZE(line)
-                if size < LONG_LINE and threads == 1:
+                if threads == 1 and engine.work(size, number) < LONG_WORK:
                     predict_many(
                         engine[0], views.data(), number, limit, threshold, 1, <CppScore*>scores, counts.data()
                     )
@@ -192,6 +205,9 @@ cdef class NativeEngine:
         cdef size_t i
         if self.info.loss == "hs":
             raise ValueError("a model with the loss hs has no score for each label that could be explained")
+        if line is None or not 0 <= label < len(self._labels):
+            raise ValueError("there must be a line, and a label of the model")
+        # SAFETY: the label is a row of the output matrix, and the caller holds the line.
         if not explain_line(
             (<CppEngine*>self._engine)[0], PyBytes_AS_STRING(line), PyBytes_GET_SIZE(line), label, &explanation
         ):
@@ -205,19 +221,22 @@ cdef class NativeEngine:
             ))
         return explanation.score, tokens, explanation.ngrams, explanation.ngrams_found
 
-    def predict(self, text, Py_ssize_t k=1, float threshold=0.0, str on_unicode_error="strict") -> list:
-        cdef bytes line = text.encode() if isinstance(text, str) else text
+    def predict(self, text, Py_ssize_t k=1, float threshold=0.0, str on_unicode_error not None="strict") -> list:
+        cdef object line = text.encode() if isinstance(text, str) else text
         cdef Py_ssize_t labels = len(self._labels)
         cdef Py_ssize_t room = min(k, labels) if k >= 0 else labels
         cdef Score[FEW_SCORES] few
         cdef Score* scores = few
         cdef Py_ssize_t i, count
         cdef list pairs = []
+        if not isinstance(line, bytes):  # PyBytes_AS_STRING would take anything
+            raise TypeError(f"a text must be str or bytes, not {type(text).__name__}")
         if room > FEW_SCORES:
             scores = <Score*>PyMem_Malloc(room * sizeof(Score))
             if scores == NULL:
                 raise MemoryError
         try:
+            # SAFETY: "line" is bytes and lives until the call returns; "scores" has room for k or for all labels.
             count = self.score(PyBytes_AS_STRING(line), PyBytes_GET_SIZE(line), k, threshold, scores)
             for i in range(count):
                 pairs.append((scores[i].confidence, self._show_label(scores[i].label, on_unicode_error)))

@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cmath>
 #include <cstdlib>
@@ -36,6 +37,11 @@ constexpr int32_t MAX_DIM = 1 << 20;
 constexpr size_t MIN_ENTRY_SIZE = 1 + 1 + sizeof(int64_t) + sizeof(int8_t);
 // fastText builds its Huffman tree with this as "no such node yet": HierarchicalSoftmaxLoss::buildTree.
 constexpr int64_t HUFFMAN_INFINITY = 1000000000000000;
+// What fastText makes of a file while it loads it. Trained models stay far below: words have some ten bytes, and subwords of at
+// most some ten characters; labels that were counted lie at a depth of some tens at most.
+constexpr double MAX_SUBWORD_BYTES = 1e9;         // in all subwords of all words together
+constexpr double MAX_SUBWORD_BYTES_PER_BYTE = 200;  // or so many for each byte of the words, in a large dictionary
+constexpr uint64_t MAX_PATHS_LENGTH = 100000000;  // from the root of the tree to all labels, together
 
 class Reader {
  public:
@@ -171,6 +177,40 @@ void read_entries(Reader& reader, int64_t number, int8_t type, const char* kind,
   }
 }
 
+// fastText makes and hashes the subwords of every word at load.
+void check_subwords(const ModelFile& model, uint64_t offset) {
+  double subwords = 0;
+  double text = 0;
+  for (const EntryView& word : model.words) {
+    const auto size = static_cast<double>(word.text.size() + 2);  // with < and >
+    const double longest = std::min(size, static_cast<double>(model.args.maxn));
+    text += size;
+    subwords += size * longest * longest / 2;
+  }
+  if (subwords > std::max(MAX_SUBWORD_BYTES, MAX_SUBWORD_BYTES_PER_BYTE * text)) {
+    throw FormatError(offset, "the subwords of the dictionary may have " + std::to_string(static_cast<uint64_t>(subwords)) +
+                                  " bytes (maxn is " + std::to_string(model.args.maxn) +
+                                  "), allowed are 10^9, or 200 for every byte of its words");
+  }
+}
+
+// fastText writes down the path to every label at load; where counts are 0, the tree can be a chain.
+void check_paths(const std::vector<EntryView>& labels, uint64_t offset) {
+  uint64_t length = labels.size() > MAX_PATHS_LENGTH ? labels.size() : 0;
+  if (length == 0) {
+    const HuffmanTree tree = make_huffman_tree(labels);
+    std::vector<uint32_t> leaves(tree.nodes.size(), 1);
+    for (size_t i = labels.size(); i < tree.nodes.size(); i++) {
+      leaves[i] = leaves[tree.nodes[i].left] + leaves[tree.nodes[i].right];
+      length += leaves[i];
+    }
+  }
+  if (length > MAX_PATHS_LENGTH) {
+    throw FormatError(offset, "the labels' counts make a tree whose paths have " + std::to_string(length) +
+                                  " steps or more, allowed are " + std::to_string(MAX_PATHS_LENGTH));
+  }
+}
+
 void check_labels(const std::vector<EntryView>& labels, LossName loss, uint64_t offset) {
   std::unordered_set<std::string_view> seen;
   seen.reserve(labels.size());
@@ -251,10 +291,15 @@ void read_dictionary(Reader& reader, ModelFile& model) {
     throw FormatError(start, "the size of the dictionary is " + std::to_string(size) + ", but only " +
                                  std::to_string(reader.remaining()) + " bytes follow");
   }
+  const uint64_t words_start = reader.offset();
   read_entries(reader, nwords, 0, "a word of the dictionary", model.words);
+  check_subwords(model, words_start);
   const uint64_t labels_start = reader.offset();
   read_entries(reader, nlabels, 1, "a label of the dictionary", model.labels);
   check_labels(model.labels, model.args.loss, labels_start);
+  if (model.args.loss == LossName::hs) {
+    check_paths(model.labels, labels_start);
+  }
   read_pruned_index(reader, model);
 }
 
@@ -334,6 +379,28 @@ void read_matrices(Reader& reader, ModelFile& model) {
 }
 
 }  // namespace
+
+// HierarchicalSoftmaxLoss::buildTree. The reader has seen to it that counts add up to less than "infinity".
+HuffmanTree make_huffman_tree(const std::vector<EntryView>& labels) {
+  const auto leaves = static_cast<int32_t>(labels.size());
+  HuffmanTree tree;
+  tree.nodes.resize(2 * static_cast<size_t>(leaves) - 1);
+  std::vector<int64_t> counts(tree.nodes.size(), HUFFMAN_INFINITY);
+  for (int32_t i = 0; i < leaves; i++) {
+    counts[i] = labels[i].count;
+  }
+  int32_t leaf = leaves - 1;
+  int32_t node = leaves;
+  for (int32_t i = leaves; i < 2 * leaves - 1; i++) {
+    int32_t smallest[2] = {0, 0};
+    for (int32_t& taken : smallest) {
+      taken = leaf >= 0 && counts[leaf] < counts[node] ? leaf-- : node++;
+    }
+    tree.nodes[i] = {smallest[0], smallest[1]};
+    counts[i] = counts[smallest[0]] + counts[smallest[1]];
+  }
+  return tree;
+}
 
 ModelFile read_model(const uint8_t* data, size_t size) {
   Reader reader(data, size);

@@ -112,6 +112,18 @@ struct ModelFile {
 // matrices and their codes are not read. Throws FormatError, or std::bad_alloc.
 ModelFile read_model(const uint8_t* data, size_t size);
 
+// The tree of hierarchical softmax. Nodes below the number of labels are leaves.
+struct HuffmanTree {
+  struct Node {
+    int32_t left = -1;
+    int32_t right = -1;
+  };
+  std::vector<Node> nodes;
+};
+
+// Builds the tree that fastText builds from the labels' counts, which the reader has checked. Throws std::bad_alloc.
+HuffmanTree make_huffman_tree(const std::vector<EntryView>& labels);
+
 // A file mapped for reading. The mapping holds the file: replacing it by rename leaves this one as it was.
 class MappedFile {
  public:

@@ -14,6 +14,9 @@ namespace {
 constexpr size_t FEW_TOKENS = 1024;
 constexpr size_t FEW_DIMENSIONS = 512;
 constexpr size_t LINES_AT_ONCE = 16;  // that a thread takes of a batch
+constexpr double WORK_PER_BYTE = 6;    // of finding tokens and rows, in cells
+constexpr double WORK_PER_LABEL = 16;  // of turning a score into a probability, in cells
+constexpr double BYTES_PER_TOKEN = 5;  // of most texts
 
 }  // namespace
 
@@ -61,6 +64,17 @@ ptrdiff_t NativeEngine::predict(const char* text, size_t size, int32_t k, float 
   } catch (const std::bad_alloc&) {
     return OUT_OF_MEMORY;
   }
+}
+
+size_t NativeEngine::work(size_t size, size_t lines) const noexcept {
+  const ModelArgs& args = open_.model.args;
+  const double rows_per_byte =
+      std::max(args.word_ngrams, 1) / BYTES_PER_TOKEN + std::max(0, args.maxn - std::max(args.minn, 1) + 1);
+  const double of_text = static_cast<double>(size) * (WORK_PER_BYTE + rows_per_byte * args.dim);
+  // hs may look at fewer labels than it has, but that is known afterwards only.
+  const double of_labels =
+      static_cast<double>(lines) * static_cast<double>(open_.model.labels.size()) * (WORK_PER_LABEL + args.dim);
+  return static_cast<size_t>(std::min(of_text + of_labels, 1e18));
 }
 
 void predict_many(const NativeEngine& engine, const LineView* lines, size_t number, int32_t k, float threshold, size_t threads,

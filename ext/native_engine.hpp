@@ -31,6 +31,9 @@ class NativeEngine {
   // Returns how many it wrote, or a NativeError.
   ptrdiff_t predict(const char* text, size_t size, int32_t k, float threshold, Score* scores) const noexcept;
 
+  // About how many cells of matrices so many bytes of text, in so many lines, make predict() read.
+  size_t work(size_t size, size_t lines) const noexcept;
+
   const ModelFile& model() const { return open_.model; }
   const Kernel& kernel() const { return *kernel_; }
   const Tables& tables() const { return tables_; }

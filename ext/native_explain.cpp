@@ -148,7 +148,8 @@ class Explainer {
       return std::nullopt;
     }
     if (tables_.ngram_rows == NgramRows::all) {
-      return rows ? rows[id] : static_cast<uint64_t>(tables_.words_number) + id;
+      const uint64_t row = static_cast<uint64_t>(tables_.words_number) + id;
+      return tables_.rows.kind == RowKind::packed ? pack_row(tables_.rows.matrix, row) : row;
     }
     const uint32_t mixed = mix_ngram(id, tables_.ngrams);
     const Bucket& bucket = tables_.ngrams.buckets[ngram_bucket(mixed, tables_.ngrams)];

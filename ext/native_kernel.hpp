@@ -196,8 +196,14 @@ KERNEL size_t find_ngram_rows(const Tables& tables, const uint32_t* ids, size_t 
   }
   if (tables.ngram_rows == NgramRows::all) {
     const auto words = static_cast<uint64_t>(tables.words_number);
+    if (tables.rows.kind == RowKind::packed) {
+      for (size_t i = 0; i < number; i++) {
+        rows[i] = pack_row(tables.rows.matrix, words + ids[i]);
+      }
+      return number;
+    }
     for (size_t i = 0; i < number; i++) {
-      rows[i] = ngrams != nullptr ? ngrams[ids[i]] : words + ids[i];
+      rows[i] = words + ids[i];
     }
     return number;
   }

@@ -115,7 +115,7 @@ struct RowStore {
   MatrixView matrix;
   AlignedArray<float> centroids;  // packed: [nsubq][256][2]; quantized: as in the file, but aligned
   AlignedArray<float> norms;      // [256]; ones where norms are not quantized
-  // What stands for the rows of n-grams: in the order of NgramTable, where they are a selection; else by their ids, if packed.
+  // What stands for the rows of n-grams, in the order of NgramTable, where they are a selection.
   AlignedArray<uint64_t> ngrams;
 };
 
@@ -192,6 +192,14 @@ inline uint32_t remainder_of(uint64_t number, const Modulus& modulus) {
   const auto high = static_cast<uint64_t>((static_cast<unsigned __int128>(number) * modulus.multiplier) >> 64);
   const uint64_t quotient = (((number - high) >> 1) + high) >> modulus.shift;
   return static_cast<uint32_t>(number - quotient * modulus.divisor) & modulus.mask;
+}
+
+// A row of a packed matrix, its codes and its norm's in one number.
+inline uint64_t pack_row(const MatrixView& matrix, size_t row) {
+  const auto nsubq = static_cast<size_t>(matrix.quantizer.nsubq);
+  // SAFETY: eight bytes are read in any case: behind the last row's codes the file has the quantizer, of over a thousand bytes.
+  const uint64_t codes = load_unaligned<uint64_t>(matrix.codes + row * nsubq) & ~uint64_t{0} >> (64 - 8 * nsubq);
+  return matrix.qnorm ? codes | static_cast<uint64_t>(matrix.norm_codes[row]) << 56 : codes;
 }
 
 // Fills the tables from a checked file, which must outlive them. Throws std::bad_alloc, or std::length_error with a reason

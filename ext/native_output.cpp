@@ -79,29 +79,6 @@ std::vector<float> make_sigmoid() {
   return table;
 }
 
-// HierarchicalSoftmaxLoss::buildTree. The reader has seen to it that counts add up to less than "infinity".
-HuffmanTree make_tree(const std::vector<EntryView>& labels) {
-  constexpr int64_t infinity = 1000000000000000;
-  const auto leaves = static_cast<int32_t>(labels.size());
-  HuffmanTree tree;
-  tree.nodes.resize(2 * static_cast<size_t>(leaves) - 1);
-  std::vector<int64_t> counts(tree.nodes.size(), infinity);
-  for (int32_t i = 0; i < leaves; i++) {
-    counts[i] = labels[i].count;
-  }
-  int32_t leaf = leaves - 1;
-  int32_t node = leaves;
-  for (int32_t i = leaves; i < 2 * leaves - 1; i++) {
-    int32_t smallest[2] = {0, 0};
-    for (int32_t& taken : smallest) {
-      taken = leaf >= 0 && counts[leaf] < counts[node] ? leaf-- : node++;
-    }
-    tree.nodes[i] = {smallest[0], smallest[1]};
-    counts[i] = counts[smallest[0]] + counts[smallest[1]];
-  }
-  return tree;
-}
-
 float dot(const uint8_t* cells, const float* hidden, size_t dim) {
   float sum = 0.0F;
   for (size_t j = 0; j < dim; j++) {
@@ -143,7 +120,7 @@ void normalise(float* output, size_t size) {
   }
 }
 
-// Loss::sigmoid. A score that is not a number has been refused before.
+// Loss::sigmoid. A score that is not a number was refused before, also where fastText answers "nan" to it.
 float sigmoid(const std::vector<float>& table, float x) {
   if (x < -MAX_SIGMOID) {
     return 0.0F;
@@ -184,7 +161,7 @@ ptrdiff_t find_best(const float* output, size_t size, float threshold, Score* sc
 
 OutputStage::OutputStage(const ModelFile& model, const OutputLayer& layer) : loss_(model.args.loss), layer_(&layer) {
   if (loss_ == LossName::hs) {
-    tree_ = make_tree(model.labels);
+    tree_ = make_huffman_tree(model.labels);
   } else if (loss_ != LossName::softmax) {
     sigmoid_ = make_sigmoid();
   }

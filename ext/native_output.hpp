@@ -17,15 +17,6 @@ struct Score {
 };
 static_assert(offsetof(Score, confidence) == sizeof(ptrdiff_t), "as in pyserve/_native.pxd");
 
-// The tree of hierarchical softmax. Nodes below the number of labels are leaves.
-struct HuffmanTree {
-  struct Node {
-    int32_t left = -1;
-    int32_t right = -1;
-  };
-  std::vector<Node> nodes;
-};
-
 class OutputStage {
  public:
   // Throws std::bad_alloc.

@@ -58,16 +58,6 @@ bool can_pack(const MatrixView& matrix) {
   return matrix.quantized && matrix.quantizer.dsub == 2 && matrix.quantizer.nsubq + (matrix.qnorm ? 1 : 0) <= 8;
 }
 
-uint64_t pack_row(const MatrixView& matrix, size_t row) {
-  const int32_t nsubq = matrix.quantizer.nsubq;
-  uint64_t packed = 0;
-  std::memcpy(&packed, matrix.codes + row * nsubq, nsubq);
-  if (matrix.qnorm) {
-    packed |= static_cast<uint64_t>(matrix.norm_codes[row]) << 56;
-  }
-  return packed;
-}
-
 // What stands for a row of the file's matrix.
 uint64_t make_row(const MatrixView& matrix, size_t row) { return can_pack(matrix) ? pack_row(matrix, row) : row; }
 
@@ -243,15 +233,6 @@ void build_ngrams(const ModelFile& model, NgramTable& table, AlignedArray<uint64
   }
 }
 
-void pack_all_ngrams(const ModelFile& model, AlignedArray<uint64_t>& rows) {
-  const size_t words = model.words.size();
-  const size_t size = static_cast<size_t>(model.input.rows) - words;
-  rows = AlignedArray<uint64_t>(size);
-  for (size_t i = 0; i < size; i++) {
-    rows[i] = pack_row(model.input, words + i);
-  }
-}
-
 float centroid(const QuantizerView& quantizer, size_t index) {
   return load_unaligned<float>(quantizer.centroids + index * sizeof(float));
 }
@@ -357,9 +338,6 @@ void build_tables(const ModelFile& model, Tables& tables) {
   build_rows(model, tables.rows);
   if (!model.pruned()) {
     tables.ngram_rows = NgramRows::all;
-    if (tables.rows.kind == RowKind::packed) {
-      pack_all_ngrams(model, tables.rows.ngrams);
-    }
   } else if (model.pruneidx_size > 0) {
     tables.ngram_rows = NgramRows::selection;
     build_ngrams(model, tables.ngrams, tables.rows.ngrams);

@@ -39,7 +39,9 @@ class NativeEngine:
     def predict(
         self, text: str | bytes, k: int = 1, threshold: float = 0.0, on_unicode_error: str = "strict"
     ) -> list[tuple[float, str]]:
-        """Classify a line as fastText's pybind11 binding does, down to its errors.
+        """Classify a line as fastText's pybind11 binding does, to the last bit.
+
+        What is not a number is an error here in every case; the binding answers ``nan`` to some of them.
 
         Args:
             text: a line; what stands behind its first line feed is ignored. Without a line feed the token ``</s>`` is
@@ -53,5 +55,6 @@ class NativeEngine:
 
         Raises:
             RuntimeError: the model holds what is not a number.
+            TypeError: ``text`` is neither str nor bytes.
             ValueError: ``k`` is 0 or below -1, and the line has a token that counts.
         """

@@ -1,12 +1,14 @@
 """Load damaged copies of a model in the native engine, and classify with those that it takes, without a crash.
 
-Arguments: the model, a seed, how many copies, and how many texts. Prints how many copies were rejected and answered.
+All kernels of this machine must answer alike. Arguments: the model, a seed, how many copies, and how many texts. Prints
+how many copies were rejected, and how many gave a label.
 """
 
 import random
 import struct
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from pyserve import Classifier
@@ -50,6 +52,14 @@ def change_size(rng: random.Random, content: bytearray) -> None:
         content[start:start] = rng.randbytes(rng.choice((1, 4, 8, 100)))
 
 
+def answer(engine: NativeEngine, line: bytes, k: int, threshold: float) -> list[tuple[str, str]] | str:
+    """Return what an engine answers, a NaN as one that equals itself, or which error it raises."""
+    try:
+        return [(confidence.hex(), label) for confidence, label in engine.predict(line, k, threshold, "replace")]
+    except (RuntimeError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
 def main() -> None:
     """Damage, load, and classify."""
     model = Path(sys.argv[1])
@@ -65,17 +75,20 @@ def main() -> None:
             rng.choice((change_field, change_field, change_bytes, change_cells, change_size))(rng, content)
             path.write_bytes(content)
             try:
-                engine = NativeEngine(path, kernel=rng.choice(supported_kernels()))
+                engines = [NativeEngine(path, kernel=kernel) for kernel in supported_kernels()]
             except ValueError:
                 rejected += 1
                 continue
-            answered += 1
-            classifier = Classifier(engine, engine.info.labels, label_format="{}")
+            labels = engines[0].info.labels
+            classifiers = [Classifier(engine, labels, label_format="{}") for engine in engines]
+            gave_label = False
             for line in rng.sample(lines, min(texts, len(lines))):
-                k, threshold = make_limits(rng, len(engine.info.labels))
-                try:
-                    engine.predict(line, k, threshold, "replace")
-                    classifier.explain(line)
-                except (RuntimeError, ValueError):
-                    continue
+                k, threshold = make_limits(rng, len(labels))
+                found = [answer(engine, line, k, threshold) for engine in engines]
+                if any(other != found[0] for other in found):
+                    sys.exit(f"kernels differ: {found}, k {k}, threshold {threshold}")
+                gave_label |= isinstance(found[0], list) and bool(found[0])
+                with suppress(RuntimeError, ValueError):
+                    rng.choice(classifiers).explain(line)
+            answered += gave_label
     print(rejected, answered)

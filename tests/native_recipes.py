@@ -1,9 +1,11 @@
 """The models on which the native engine is held against the binding, and the texts."""
 
 import random
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
-from tests.trained_models import WORD_LIST, Recipe
+from tests.trained_models import WORD_LIST, Recipe, train
 
 NGRAMS = {"wordNgrams": 2, "bucket": 1000}
 SUBWORDS = {"minn": 2, "maxn": 4, "bucket": 1000}
@@ -11,6 +13,10 @@ RECIPES = {
     "words": Recipe(),
     "words-wide": Recipe(args={"dim": 100}),
     "one-dimension": Recipe(args={"dim": 1}),
+    "dim-64": Recipe(args=NGRAMS | {"dim": 64}),
+    "dim-256": Recipe(args=NGRAMS | {"dim": 256}),
+    "dim-512": Recipe(labels=17, args=NGRAMS | {"dim": 512}),
+    "one-label": Recipe(labels=1, args=NGRAMS),
     "bigrams": Recipe(args=NGRAMS | {"dim": 16}),
     "bigrams-one-bucket": Recipe(args={"wordNgrams": 2, "bucket": 1}),
     "bigrams-power-of-two": Recipe(args={"wordNgrams": 2, "bucket": 1 << 15, "dim": 33}),
@@ -43,6 +49,67 @@ RECIPES = {
         quantize={"qout": True, "qnorm": True},
     ),
 }
+
+
+def craft(
+    words: Sequence[tuple[bytes, int]],
+    labels: Sequence[tuple[bytes, int]],
+    *,
+    version: int = 12,
+    dim: int = 4,
+    loss: int = 3,
+    word_ngrams: int = 1,
+    bucket: int = 0,
+    minn: int = 0,
+    maxn: int = 0,
+) -> bytes:
+    """Write a dense model that nobody trained, of words and labels with their counts."""
+    rng = random.Random(11)
+
+    def matrix(rows: int) -> bytes:
+        return struct.pack(f"<2q{rows * dim}f", rows, dim, *(rng.gauss(0, 1) for _ in range(rows * dim)))
+
+    entries = [
+        text + struct.pack("<xqb", count, kind) for kind, some in enumerate((words, labels)) for text, count in some
+    ]
+    return b"".join(
+        (
+            struct.pack("<2i", 793712314, version),
+            struct.pack("<12id", dim, 5, 5, 1, 5, word_ngrams, loss, 3, bucket, minn, maxn, 100, 1e-4),
+            struct.pack("<3i2q", len(entries), len(words), len(labels), 1000, -1),
+            *entries,
+            b"\0" + matrix(len(words) + bucket),
+            b"\0" + matrix(len(labels)),
+        )
+    )
+
+
+SOME_WORDS = [(word.encode(), 3) for word in WORD_LIST.split()]
+SOME_LABELS = [(b"__label__%d" % number, 9 - number) for number in range(5)]
+# Models that fastText does not train, but loads.
+CRAFTED: dict[str, Callable[[], bytes]] = {
+    # Where a text comes several times, the last row counts.
+    "duplicate-words": lambda: craft(SOME_WORDS * 2 + SOME_WORDS[:9], SOME_LABELS, word_ngrams=2, bucket=1000),
+    "duplicate-words-subwords": lambda: craft(SOME_WORDS * 2, SOME_LABELS, minn=2, maxn=4, bucket=300),
+    "no-words": lambda: craft([], SOME_LABELS, word_ngrams=2, bucket=500),
+    "no-words-subwords": lambda: craft([], SOME_LABELS, word_ngrams=3, minn=1, maxn=3, bucket=500, loss=4),
+    "one-label-hs": lambda: craft(SOME_WORDS, SOME_LABELS[:1], loss=1, word_ngrams=2, bucket=100),
+    "one-label-ova": lambda: craft(SOME_WORDS, SOME_LABELS[:1], loss=4, word_ngrams=2, bucket=100),
+    "hs-of-counts-0": lambda: craft(SOME_WORDS, [(b"__label__%d" % i, 0) for i in range(60)], loss=1),
+    # Files of version 11 have no subwords, whatever they say.
+    "version-11": lambda: craft(SOME_WORDS, SOME_LABELS, version=11, word_ngrams=2, minn=2, maxn=4, bucket=700),
+    "version-11-hs": lambda: craft(SOME_WORDS, SOME_LABELS, version=11, maxn=6, bucket=30, loss=1, dim=33),
+}
+MODELS = (*RECIPES, *CRAFTED)
+
+
+def make_model(path: Path, name: str) -> Path:
+    """Train or write one of the models."""
+    if name in RECIPES:
+        return train(path, RECIPES[name])
+    path.write_bytes(CRAFTED[name]())
+    return path
+
 
 SPACES = [b" ", b" ", b" ", b" ", b" ", b"  ", b"\t", b"\r", b"\v", b"\f", b"\0", b" \0 ", b"\xc2\xa0", b""]
 TOKENS = [

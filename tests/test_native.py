@@ -2,6 +2,7 @@
 
 import os
 import random
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,7 @@ from pyserve import Classifier, ModelError, load_model
 from pyserve._model_file import FormatError, inspect
 from pyserve._native import KERNELS, NativeEngine, supported_kernels
 from pyserve.comparison import agree, compare_engines, is_binding_fused, make_probe
-from tests.native_recipes import RECIPES, make_limits, make_lines
-from tests.trained_models import train
+from tests.native_recipes import MODELS, craft, make_limits, make_lines, make_model
 
 Predict = Callable[[bytes, int, float, str], list[tuple[float, str]]]
 
@@ -25,7 +25,7 @@ def train_recipe(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
 
     def train_once(name: str) -> Path:
         path = directory / f"{name}.model"
-        return path if path.exists() else train(path, RECIPES[name])
+        return path if path.exists() else make_model(path, name)
 
     return train_once
 
@@ -44,17 +44,17 @@ def answer(predict: Predict, line: bytes, k: int, threshold: float) -> object:
         return type(error), str(error)
 
 
-def compare(path: Path, lines: int, seed: int = 5, kernels: tuple[str, ...] = KERNELS) -> int:
-    """Hold all kernels against the binding. Return how many lines had an answer."""
+def compare(path: Path, lines: int, seed: int = 5) -> int:
+    """Hold all kernels that run here against the binding. Return how many lines had labels for an answer, no error."""
     binding = load_binding(path)
-    engines = [NativeEngine(path, kernel=kernel) for kernel in kernels if kernel in supported_kernels()]
+    engines = [NativeEngine(path, kernel=kernel) for kernel in supported_kernels()]
     rng = random.Random(seed)
     is_fused = is_binding_fused()
     answered = 0
     for line in make_lines(lines, seed):
         k, threshold = make_limits(rng, len(engines[0].info.labels))
         expected = answer(binding.predict, line, k, threshold)
-        answered += bool(expected)
+        answered += isinstance(expected, list) and bool(expected)
         for engine in engines:
             found = answer(engine.predict, line, k, threshold)
             if is_fused and isinstance(found, list) and isinstance(expected, list):
@@ -69,9 +69,16 @@ def test_kernels_of_this_machine() -> None:
     assert set(supported_kernels()) <= set(KERNELS)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_kernel_is_compared(train_recipe: Callable[[str], Path], kernel: str) -> None:
+    if kernel not in supported_kernels():
+        pytest.skip(f"this processor does not run the kernel {kernel}: no test compares it")
+    assert NativeEngine(train_recipe("bigrams"), kernel=kernel).kernel == kernel
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_like_binding(train_recipe: Callable[[str], Path], name: str) -> None:
-    assert compare(train_recipe(name), 2000) > 1000
+    assert compare(train_recipe(name), 2000) > 700
 
 
 def test_like_binding_real(real_model: Path) -> None:
@@ -80,9 +87,9 @@ def test_like_binding_real(real_model: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", MODELS)
 def test_like_binding_at_length(train_recipe: Callable[[str], Path], name: str) -> None:
-    assert compare(train_recipe(name), 50_000, seed=6) > 25_000
+    assert compare(train_recipe(name), 50_000, seed=6) > 17_000
 
 
 @pytest.mark.slow
@@ -122,6 +129,45 @@ def test_engine_takes_known_kernels_only(train_recipe: Callable[[str], Path]) ->
         NativeEngine(path, kernel="sse9")
     assert NativeEngine(path).kernel == supported_kernels()[-1]
     assert NativeEngine(os.fsencode(path)).info.size == inspect(path).size
+
+
+@pytest.mark.parametrize("text", [None, 1, 1.5, [b"good"], bytearray(b"good\n"), memoryview(b"good\n")])
+def test_engine_takes_texts_only(train_recipe: Callable[[str], Path], text: Any) -> None:
+    engine = NativeEngine(train_recipe("bigrams"))
+    with pytest.raises(TypeError, match=f"a text must be str or bytes, not {type(text).__name__}"):
+        engine.predict(text)
+
+
+def test_engine_takes_kinds_of_texts(train_recipe: Callable[[str], Path]) -> None:
+    class Text(bytes):
+        pass
+
+    class Odd(str):
+        __slots__ = ()
+
+        def encode(self, *args: object) -> Any:
+            return None
+
+    engine = NativeEngine(train_recipe("bigrams"))
+    assert engine.predict(Text(b"good\n")) == engine.predict("good\n") == engine.predict(b"good\n")
+    with pytest.raises(TypeError, match="not Odd"):
+        engine.predict(Odd("good\n"))
+    with pytest.raises(TypeError, match="on_unicode_error"):
+        engine.predict("good\n", on_unicode_error=None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        NativeEngine(None)  # type: ignore[arg-type]
+    for kernel in (b"baseline", 1, ""):
+        with pytest.raises(ValueError, match="a kernel must be one of"):
+            NativeEngine(train_recipe("bigrams"), kernel=kernel)  # type: ignore[arg-type]
+
+
+def test_score_that_is_no_number_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "nan.bin"
+    content = craft([(b"good", 1)], [(b"__label__0", 1), (b"__label__1", 1)], dim=1)
+    path.write_bytes(content[:-4] + struct.pack("<f", float("nan")))
+    for kernel in supported_kernels():
+        with pytest.raises(RuntimeError, match="NaN"):
+            NativeEngine(path, kernel=kernel).predict("good", -1)
 
 
 def test_probe_tells_a_fused_binding(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pyserve._inference import EngineError, format_line
 from pyserve._native import NativeEngine
 from pyserve._native_pybind import fasttext
 from pyserve.comparison import make_probe
-from tests.native_recipes import RECIPES, make_limits, make_lines
+from tests.native_recipes import RECIPES, craft, make_limits, make_lines
 from tests.trained_models import train
 
 EXPLAINED = [name for name, recipe in RECIPES.items() if recipe.loss != "hs"]
@@ -101,6 +101,34 @@ def test_batch_lets_other_threads_run(train_recipe: Callable[[str], Path], reluc
         time.sleep(0)
     before = rounds
     classifier.predict_many(texts)
+    progress = rounds - before
+    done.set()
+    counter.join()
+    assert progress > 0
+
+
+def test_short_text_of_a_wide_model_lets_other_threads_run(tmp_path: Path, reluctant_threads: None) -> None:
+    path = tmp_path / "model"
+    path.write_bytes(craft([(b"good", 1)], [(b"__label__%d" % i, 1) for i in range(1500)], dim=100))
+    engine = NativeEngine(path)
+    rounds = 0
+    done = threading.Event()
+
+    def count() -> None:
+        nonlocal rounds
+        while not done.is_set():
+            rounds += 1
+            time.sleep(0)
+
+    counter = threading.Thread(target=count)
+    counter.start()
+    while not rounds:
+        time.sleep(0)
+    before = rounds
+    calls = 0
+    while rounds == before and calls < 5000:
+        engine.predict("good book\n")
+        calls += 1
     progress = rounds - before
     done.set()
     counter.join()

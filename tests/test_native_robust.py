@@ -1,6 +1,7 @@
 """What the native engine does with damaged files, with files that change, and with texts of any size."""
 
 import os
+import random
 import shutil
 import signal
 import struct
@@ -13,9 +14,11 @@ from tempfile import gettempdir
 import fasttext_pybind
 import pytest
 
+from pyserve._model_file import FormatError, inspect
 from pyserve._native import NativeEngine
 from tests.conftest import ROOT
-from tests.native_recipes import RECIPES, make_lines
+from tests.model_fields import header_fields
+from tests.native_recipes import RECIPES, craft, make_lines
 from tests.support import resident_bytes
 from tests.trained_models import Recipe, train
 
@@ -70,6 +73,60 @@ def test_damaged_models_at_length(train_recipe: Callable[[str], Path], name: str
     rejected, answered = fuzz(train_recipe(name), 2, 3000)
     assert rejected > 400
     assert answered > 400
+
+
+WORDS = [b"w" * 20_000, *(b"%d" % i + b"w" * 200 for i in range(300))]
+
+
+@pytest.mark.parametrize(
+    ("number", "maxn", "accepted"),
+    [
+        (1, 1000, False),
+        (1, 400, False),
+        (1, 300, True),
+        (301, 6, True),
+        (301, 0, True),
+        (301, 400, False),
+    ],
+)
+def test_words_with_too_many_subwords_are_rejected(tmp_path: Path, number: int, maxn: int, accepted: bool) -> None:
+    """The binding would be busy for a minute with a file of 20 KB."""
+    path = tmp_path / "model"
+    path.write_bytes(craft([(word, 1) for word in WORDS[:number]], [(b"__label__1", 1)], minn=1, maxn=maxn, bucket=1))
+    if accepted:
+        assert inspect(path).maxn == maxn
+        return
+    with pytest.raises(FormatError, match=f"the subwords of the dictionary.*maxn is {maxn}.*10\\^9"):
+        inspect(path)
+
+
+def test_subwords_of_a_file_of_version_11_do_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    path.write_bytes(craft([(WORDS[0], 1)], [(b"__label__1", 1)], version=11, maxn=1000, bucket=1))
+    assert inspect(path).words == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "count", "accepted"),
+    [
+        (14_000, 0, True),
+        (14_200, 0, False),
+        (60_000, 0, False),
+        (60_000, 1, True),
+    ],
+)
+def test_tree_with_too_long_paths_is_rejected(tmp_path: Path, number: int, count: int, accepted: bool) -> None:
+    """Of labels that were never counted, each but the first two lies deeper than the one before."""
+    path = tmp_path / "model"
+    labels = [(b"__label__%d" % i, count) for i in range(number)]
+    path.write_bytes(craft([(b"good", 1)], labels, loss=1, dim=1))
+    if accepted:
+        assert len(NativeEngine(path).predict("good\n", 3)) == 3
+        return
+    with pytest.raises(FormatError, match=r"tree whose paths have [0-9]+ steps or more, allowed are 100000000"):
+        inspect(path)
+    path.write_bytes(craft([(b"good", 1)], labels, loss=3, dim=1))
+    assert len(inspect(path).labels) == number
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +251,31 @@ def test_memory_is_flat(train_recipe: Callable[[str], Path]) -> None:
     before = resident_bytes()
     work(150)
     assert resident_bytes() - before < 1 << 20
+
+
+@sparing
+def test_codes_of_all_ngrams_are_not_copied(tmp_path: Path) -> None:
+    dim, bucket = 10, 2_000_000
+    intact = craft(
+        [(b"good", 1)], [(b"__label__0", 1), (b"__label__1", 1)], dim=dim, word_ngrams=2, bucket=bucket // 1000
+    )
+    fields = header_fields(intact)
+    head = bytearray(intact[: fields["quantized"][0]])
+    struct.pack_into("<i", head, fields["bucket"][0], bucket)
+    rng = random.Random(3)
+    codes = rng.randbytes(5 * (1 + bucket))
+    centroids = struct.pack("<2560f", *(rng.gauss(0, 1) for _ in range(2560)))
+    shape = struct.pack("<?2qi", False, 1 + bucket, dim, len(codes))
+    path = tmp_path / "model"
+    quantizer = struct.pack("<4i", dim, 5, 2, 2)
+    path.write_bytes(head + b"\1" + shape + codes + quantizer + centroids + intact[fields["qout"][0] :])
+    before = resident_bytes()
+    engine = NativeEngine(path)
+    assert resident_bytes() - before < 8 << 20  # a copy would take 16 MB
+    binding = fasttext_pybind.fasttext()
+    binding.loadModel(str(path))
+    for line in make_lines(300):
+        assert engine.predict(line, -1) == binding.predict(line, -1, 0.0, "strict")
 
 
 @sparing
