@@ -37,6 +37,7 @@ GOLDEN_LABELS = 5
 LEAST_CONFIDENCE = 0.01
 TOLERANCE = 1e-5  # between builds of an engine that fuse multiplication and addition and those that do not
 MOST_BYTES = 1 << 20
+MANY_DIGITS = 640  # Python's limit for a number may be set, and is at least this
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,13 @@ class Sidecar:
         """Hold a model's answers against the golden ones.
 
         Raises:
-            ValueError: a confidence differs by more than ``TOLERANCE``.
+            ValueError: a confidence differs by more than ``TOLERANCE``, or there is none.
         """
         for golden in self.golden:
-            found = ask(predict, golden.text, len(golden.labels) + GOLDEN_LABELS)
+            try:
+                found = ask(predict, golden.text, len(golden.labels) + GOLDEN_LABELS)
+            except RuntimeError as error:
+                raise ValueError(f"{self.name}, line {golden.line}: the model has no answer: {error}") from None
             for label, confidence in golden.labels.items():
                 value = found.get(label, 0.0)
                 if not abs(value - confidence) <= TOLERANCE:
@@ -107,7 +111,7 @@ class Sidecar:
 
 def show_name(path: Path) -> str:
     """Return the name of a file, without its directories, as text that can be written anywhere."""
-    return os.fsencode(path.name).decode("utf-8", "replace")
+    return re.sub("[\ud800-\udfff]", "\ufffd", path.name or str(path))
 
 
 def sidecar_path(model: Path) -> Path:
@@ -173,6 +177,10 @@ def read_sidecar(path: Path) -> Sidecar | None:
         raise ValueError(f"{name}, line {line}: it is not UTF-8") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{name}, line {error.lineno}: it is not JSON: {error.msg}") from None
+    except ValueError:  # of int(): the number of digits is limited
+        lines = content.split("\n")
+        line = next(number for number, text in enumerate(lines, 1) if re.search(rf"[0-9]{{{MANY_DIGITS}}}", text))
+        raise ValueError(f"{name}, line {line}: a number has too many digits") from None
     except RecursionError:
         raise ValueError(f"{name} is nested too deeply") from None
     if not isinstance(fields, dict):
@@ -215,7 +223,10 @@ def _read_golden(name: str, content: str, number: int, entry: object) -> Golden:
             and labels
             and all(isinstance(value, int | float) and not isinstance(value, bool) for value in labels.values())
         ):
-            return Golden(text, {label: float(value) for label, value in labels.items()}, line)
+            try:
+                return Golden(text, {label: float(value) for label, value in labels.items()}, line)
+            except OverflowError:
+                raise ValueError(f"{name}, line {line}: a confidence is too large") from None
     raise ValueError(f"{name}, line {line}: a golden prediction must have a text, and labels with their confidences")
 
 
