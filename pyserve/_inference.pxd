@@ -9,6 +9,7 @@ cdef struct Span:
 
 
 cdef class Classifier:
+    cdef object __weakref__
     cdef readonly tuple labels
     cdef object _predict
     cdef NativeEngine _native  # called directly in place of _predict where there is one

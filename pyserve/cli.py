@@ -21,7 +21,9 @@ from pyserve.model import (
     describe_model,
     find_model,
     hash_model,
+    is_overwritten,
     load_model,
+    rehearse_load,
     verify_model,
     write_model_sidecar,
 )
@@ -184,12 +186,23 @@ def serve(
 
     def load_all() -> server.Loaded:
         path, classifier = load(model, engine, label_format)
-        description = describe_model(path, classifier)
+        try:
+            description = describe_model(path, classifier)
+        except ModelError as error:
+            raise Failure(str(error)) from None
         app = create_app(classifier, max_body=max_body, max_texts=max_texts, description=description)
-        return server.Loaded(app, path.name, str(description["sha256"]), classifier.labels, classifier.engine)
+        return server.Loaded(
+            app,
+            show_name(path),
+            str(description["sha256"]),
+            classifier.labels,
+            classifier.engine,
+            partial(is_overwritten, classifier),
+        )
 
     def load_again() -> server.Loaded:
         try:
+            rehearse_load(model or find_model(), engine=engine)
             return load_all()
         except Failure as error:
             raise ModelError(error.message) from None
@@ -250,13 +263,13 @@ def predict(
 
     An empty text, which the server refuses, is answered as fastText answers an empty line.
     """
-    from pyserve._inference import format_reply
+    from pyserve._inference import EngineError, format_reply
 
     _, classifier = load(model, engine, label_format)
     for text in read_texts(texts):
         try:
             click.echo(format_reply(classifier.predict(text, k=k, threshold=threshold)))
-        except ValueError as error:
+        except (EngineError, ValueError) as error:
             raise Failure(str(error)) from None
 
 

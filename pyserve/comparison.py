@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pyserve._inference import format_line
 from pyserve._native import NativeEngine
-from pyserve.model import load_binding, load_native
+from pyserve.model import ModelError, load_binding, load_native, open_source
 
 TOLERANCE = 1e-6
 CHUNK = 1000
@@ -44,10 +44,19 @@ def compare_engines(path: Path, texts: Iterable[bytes]) -> Comparison:
     """Classify texts with both engines, taking turns, and compare all labels with their confidences.
 
     Raises:
-        ModelError: an engine cannot load the model.
+        ModelError: an engine cannot load the model, or has no answer.
         ValueError: there are no texts.
     """
-    native, binding = load_native(path).predict, load_binding(path).predict
+    with open_source(path) as source:
+        native, binding = load_native(source).predict, load_binding(source.content).predict
+    try:
+        return _compare(native, binding, texts)
+    except RuntimeError as error:
+        raise ModelError(f"{source.name} has no answer to a text: {error}") from None
+
+
+def _compare(native: Predict, binding: Predict, texts: Iterable[bytes]) -> Comparison:
+    """Compare two engines that loaded the same model."""
     found = Comparison(is_fused=is_binding_fused())
     remaining = iter(texts)
     while chunk := [format_line(text.removesuffix(b"\n")) for text in islice(remaining, CHUNK)]:

@@ -1,13 +1,17 @@
 """Find, verify and load a model; the only importer of fastText."""
 
+import contextlib
 import hashlib
 import logging
 import os
+import signal
+import stat
 import time
-from collections.abc import Iterable
+import weakref
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from pyserve._inference import Classifier
 from pyserve._model_file import FormatError, ModelInfo, UnsupportedError, inspect
@@ -21,8 +25,17 @@ ENGINES = ("binding", "native", "auto")
 
 logger = logging.getLogger("pyserve")
 
-# The sha256 of the file that was hashed last, by what _identify returned.
-_hashes: dict[tuple[int, int, int, int], str] = {}
+# What tells a file from another one at the same path, and from itself after a change: device, inode, size in bytes, and
+# when content and inode were changed, in nanoseconds. The last cannot be set back.
+Identity: TypeAlias = tuple[int, int, int, int, int]
+
+# Up to so many bytes a file is copied into memory before it is read, so that who writes into it meanwhile does no harm.
+COPIED_BYTES = 64 << 20
+# A file that was changed less than so many nanoseconds ago may change again without another time stamp.
+SETTLED = 1_000_000_000
+
+# The sha256 of the file that was hashed last.
+_hashes: dict[Identity, str] = {}
 
 
 class ModelError(ValueError):
@@ -64,7 +77,7 @@ def find_model(directory: Path = DIRECTORY) -> Path:
     )
 
 
-def load_model(path: str | Path, *, engine: str = "binding", label_format: str | None = None) -> Classifier:
+def load_model(path: str | os.PathLike[str], *, engine: str = "binding", label_format: str | None = None) -> Classifier:
     """Verify and load a supervised fastText model.
 
     The file's structure is checked before fastText reads it, since fastText loads a damaged one without a word. Where
@@ -84,25 +97,65 @@ def load_model(path: str | Path, *, engine: str = "binding", label_format: str |
     """
     if engine not in ENGINES:
         raise ValueError(f"an engine must be one of {', '.join(ENGINES)}")
-    opened = _open_model(Path(path), engine)
-    predict = opened.model if isinstance(opened.model, NativeEngine) else opened.model.predict
-    return Classifier(predict, opened.info.labels, label_format=label_format)
+    with open_source(path) as source:
+        opened = _load_source(source, engine)
+        predict = opened.model if isinstance(opened.model, NativeEngine) else opened.model.predict
+        classifier = Classifier(predict, opened.info.labels, label_format=label_format)
+        origin = _Origin(source.path, source.identity, opened.info, source.sha256)
+        if classifier.engine == "native" and source.sha256 is None:  # it reads from the file for as long as it lives
+            origin.descriptor = os.dup(source.descriptor)
+            weakref.finalize(classifier, os.close, origin.descriptor)
+    _origins[classifier] = origin
+    return classifier
 
 
-def inspect_model(path: Path) -> ModelInfo:
+def rehearse_load(path: str | os.PathLike[str], *, engine: str = "binding") -> None:
+    """Load a file that is too large to be copied in a process of its own, which may end where it is overwritten.
+
+    What else is wrong is left to ``load_model`` to tell.
+
+    Raises:
+        ModelError: that process was ended by a signal.
+    """
+    try:
+        if os.stat(path).st_size <= COPIED_BYTES:
+            return
+    except (OSError, ValueError):
+        return
+    child = os.fork()
+    if child == 0:
+        try:
+            logging.disable()
+            with open_source(path) as source:
+                _load_source(source, engine)
+        finally:
+            os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status < 0:
+        raise ModelError(
+            f"{show_name(Path(path))} cannot be served: {signal.Signals(-status).name} ended the attempt to load it; "
+            "was it overwritten meanwhile?"
+        )
+
+
+def is_overwritten(classifier: Classifier) -> bool:
+    """Tell whether the file that a classifier reads from was written to or cut short since it was loaded."""
+    origin = _origins.get(classifier)
+    if origin is None or origin.descriptor is None:
+        return False
+    status = os.fstat(origin.descriptor)
+    # Not the time of the inode's change: it changes, too, where the file is replaced by rename, which does no harm.
+    return (status.st_size, status.st_mtime_ns) != origin.identity[2:4]
+
+
+def inspect_model(path: str | os.PathLike[str]) -> ModelInfo:
     """Check the structure of a model file, without loading it.
 
     Raises:
         ModelError: it is missing or not an intact supervised model; the message says at which byte.
     """
-    try:
-        return inspect(path)
-    except FormatError as error:
-        raise ModelError(f"{show_name(path)} cannot be served: {error}") from None
-    except FileNotFoundError:
-        raise NoModelError(f"there is no model file {show_name(path)}") from None
-    except OSError as error:
-        raise ModelError(f"{show_name(path)} cannot be read: {error.strerror}") from None
+    with open_source(path) as source:
+        return _inspect_source(source)
 
 
 def verify_model(path: Path) -> Verification:
@@ -111,11 +164,12 @@ def verify_model(path: Path) -> Verification:
     Raises:
         ModelError: a check failed.
     """
-    info = inspect_model(path)
-    sidecar = _read_sidecar(path)
-    if sidecar is not None and sidecar.golden:
-        _open_model(path, "binding")
-    return Verification(info, hash_model(path), None if sidecar is None else len(sidecar.golden))
+    with open_source(path) as source:
+        info = _inspect_source(source)
+        sidecar = _read_sidecar(source)
+        if sidecar is not None and sidecar.golden:
+            _load_source(source, "binding")
+        return Verification(info, source.hash(), None if sidecar is None else len(sidecar.golden))
 
 
 def write_model_sidecar(path: Path, texts: Iterable[str] = ()) -> int:
@@ -125,69 +179,196 @@ def write_model_sidecar(path: Path, texts: Iterable[str] = ()) -> int:
         ModelError: the file is not an intact supervised model.
         OSError: the sidecar cannot be written.
     """
-    opened = _open_model(path, "binding", with_sidecar=False)
-    return write_sidecar(sidecar_path(path), hash_model(path), opened.info.size, opened.model.predict, texts)
+    with open_source(path) as source:
+        opened = _load_source(source, "binding", with_sidecar=False)
+        sha256 = source.hash()
+    try:
+        return write_sidecar(sidecar_path(path), sha256, opened.info.size, opened.model.predict, texts)
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(f"{source.name} has no answer to a golden text: {error}") from None
 
 
-def describe_model(path: str | Path, classifier: Classifier) -> dict[str, object]:
+def describe_model(path: str | os.PathLike[str], classifier: Classifier) -> dict[str, object]:
     """Describe a model for those who ask the service which one it serves; nothing here tells where the file is.
+
+    It describes what was loaded, whatever is at the path by now.
 
     Args:
         path: the file that the classifier was loaded from.
-        classifier: gives the labels as they are shown.
+        classifier: what ``load_model`` made of it.
 
     Raises:
-        ModelError: the file is no longer the one that was loaded.
+        ModelError: the classifier was not loaded from there, or the file is too large to be hashed while it is loaded
+            and is no longer the one that was.
     """
-    path = Path(path)
-    info = inspect_model(path)
+    path = _take_path(path)
+    origin = _origins.get(classifier)
+    if origin is None or origin.path != path:
+        raise ModelError(f"this classifier was not loaded from {show_name(path)}")
+    sha256 = origin.sha256
+    if sha256 is None:
+        with open_source(path) as source:
+            sha256 = source.hash()
+            if source.identity != origin.identity:
+                raise ModelError(f"{source.name} is no longer the file that was loaded")
     return {
         "name": show_name(path),
-        "sha256": hash_model(path),
-        "size": info.size,
+        "sha256": sha256,
+        "size": origin.info.size,
         "labels": list(classifier.labels),
-        "dim": info.dim,
-        "word_ngrams": info.word_ngrams,
-        "quantized": info.quantized,
-        "loss": info.loss,
+        "dim": origin.info.dim,
+        "word_ngrams": origin.info.word_ngrams,
+        "quantized": origin.info.quantized,
+        "loss": origin.info.loss,
         "engine": classifier.engine,
         "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
 
-def hash_model(path: Path) -> str:
-    """Return the sha256 of a model file, in hexadecimal; computed once for a file that does not change.
+def hash_model(path: str | os.PathLike[str]) -> str:
+    """Return the sha256 of a model file, in hexadecimal; computed once for a large file that does not change.
 
     Raises:
         ModelError: it cannot be read.
     """
-    try:
-        identity = _identify(path)
-        if identity not in _hashes:
+    with open_source(path) as source:
+        return source.hash()
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model file that is open, or the copy of a small one.
+
+    Attributes:
+        path: where the file is.
+        identity: what it was when it was opened.
+        descriptor: of the file or the copy.
+        sha256: the digest of the copy; None where there is none.
+    """
+
+    path: Path
+    identity: Identity
+    descriptor: int
+    sha256: str | None
+
+    @property
+    def name(self) -> str:
+        """The file's name, without its directories."""
+        return show_name(self.path)
+
+    @property
+    def content(self) -> Path:
+        """Where to read, whatever is at ``path`` by now."""
+        return Path(f"/proc/self/fd/{self.descriptor}")
+
+    def hash(self) -> str:
+        """Return the sha256.
+
+        Raises:
+            ModelError: the file cannot be read or changed meanwhile.
+        """
+        if self.sha256 is not None:
+            return self.sha256
+        if self.identity not in _hashes:
             digest = hashlib.sha256()
-            with path.open("rb") as file:
+            with self.content.open("rb") as file:
                 while chunk := file.read(1 << 20):
                     digest.update(chunk)
+            self.check_unchanged()
             _hashes.clear()
-            _hashes[identity] = digest.hexdigest()
-        return _hashes[identity]
-    except OSError as error:
-        raise ModelError(f"{show_name(path)} cannot be read: {error.strerror}") from None
+            if time.time_ns() - self.identity[4] < SETTLED:
+                return digest.hexdigest()
+            _hashes[self.identity] = digest.hexdigest()
+        return _hashes[self.identity]
+
+    def check_unchanged(self) -> None:
+        """Hold what is at the path against what was opened.
+
+        Raises:
+            ModelError: it is another file, or was written to.
+        """
+        if _identify(os.stat(self.path)) != self.identity:
+            raise ModelError(f"{self.name} changed while it was being loaded")
+
+
+@contextlib.contextmanager
+def open_source(path: str | os.PathLike[str]) -> Iterator[Source]:
+    """Open a model file, and copy it where it is small: readers meet no byte that changes, and no end that moves.
+
+    Raises:
+        ModelError: it is missing, is no regular file or cannot be read, here or by who uses it.
+    """
+    path = _take_path(path)
+    name = show_name(path)
+    with contextlib.ExitStack() as stack:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not block
+            stack.callback(os.close, descriptor)
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                what = "a directory" if stat.S_ISDIR(status.st_mode) else "no regular file"
+                raise ModelError(f"{name} cannot be served: it is {what}")
+            identity = _identify(status)
+            sha256 = None
+            if status.st_size <= COPIED_BYTES:
+                original, descriptor = descriptor, os.memfd_create("model", os.MFD_CLOEXEC)
+                stack.callback(os.close, descriptor)
+                sha256 = _copy(original, descriptor, status.st_size)
+                if _identify(os.fstat(original)) != identity:
+                    raise ModelError(f"{name} changed while it was being loaded")
+            yield Source(path, identity, descriptor, sha256)
+        except FileNotFoundError:
+            raise NoModelError(f"there is no model file {name}") from None
+        except OSError as error:
+            raise ModelError(f"{name} cannot be read: {error.strerror}") from None
+
+
+@dataclass
+class _Origin:
+    """The file that a classifier was loaded from, as it was then, and its descriptor where it is still read from."""
+
+    path: Path
+    identity: Identity
+    info: ModelInfo
+    sha256: str | None
+    descriptor: int | None = None
+
+
+_origins: weakref.WeakKeyDictionary[Classifier, _Origin] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
 class _Opened:
-    """A model that an engine has loaded, with what was checked against."""
+    """A model that an engine has loaded."""
 
     model: Any
     info: ModelInfo
-    sidecar: Sidecar | None
 
 
-def _identify(path: Path) -> tuple[int, int, int, int]:
-    """Return what tells a file from another one at the same path, and from itself after a change."""
-    status = os.stat(path)
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+def _take_path(path: str | os.PathLike[str]) -> Path:
+    """Return a path that the system can be asked for."""
+    try:
+        encoded = os.fsencode(path)
+    except UnicodeEncodeError:
+        raise ModelError("the path of a model cannot be written in the encoding of this system's file names") from None
+    if b"\0" in encoded:
+        raise ModelError("the path of a model cannot hold a NUL")
+    return Path(path)
+
+
+def _identify(status: os.stat_result) -> Identity:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _copy(original: int, copy: int, size: int) -> str:
+    """Copy a file of which a size is known. Return the copy's sha256."""
+    digest = hashlib.sha256()
+    with open(copy, "wb", closefd=False) as file:
+        while size > 0 and (chunk := os.read(original, min(size, 1 << 20))):
+            digest.update(chunk)
+            file.write(chunk)
+            size -= len(chunk)
+    return digest.hexdigest()
 
 
 def load_binding(path: Path) -> Any:
@@ -199,7 +380,7 @@ def load_binding(path: Path) -> Any:
     return model
 
 
-def load_native(path: Path) -> NativeEngine:
+def load_native(source: Source) -> NativeEngine:
     """Load a model in the native engine.
 
     Raises:
@@ -208,60 +389,67 @@ def load_native(path: Path) -> NativeEngine:
         OSError: it cannot be opened.
     """
     try:
-        return NativeEngine(path)
+        return NativeEngine(source.content)
     except UnsupportedError as error:
-        raise ModelError(f"the native engine does not take {show_name(path)}: {error}") from None
+        raise ModelError(f"the native engine does not take {source.name}: {error}") from None
 
 
-def _load_engine(path: Path, engine: str) -> Any:
+def _load_engine(source: Source, engine: str) -> Any:
     """Load an intact model in an engine."""
     if engine == "binding":
-        return load_binding(path)
+        return load_binding(source.content)
     try:
-        return load_native(path)
+        return load_native(source)
     except ModelError as error:
         if engine == "native":
             raise
         logger.warning("%s; the binding answers", error)
-        return load_binding(path)
+        return load_binding(source.content)
 
 
-def _open_model(path: Path, engine: str, *, with_sidecar: bool = True) -> _Opened:
-    """Check a model file, load it in an engine, and check what it answers."""
+def _inspect_source(source: Source) -> ModelInfo:
+    """Check the structure of a model file."""
     try:
-        before = _identify(path)
-        info = inspect_model(path)
-        sidecar = _read_sidecar(path) if with_sidecar else None
-        model = _load_engine(path, engine)
-        after = _identify(path)
-    except FileNotFoundError:
-        raise NoModelError(f"there is no model file {show_name(path)}") from None
-    except OSError as error:
-        raise ModelError(f"{show_name(path)} cannot be read: {error.strerror}") from None
+        return inspect(source.content)
+    except FormatError as error:
+        raise ModelError(f"{source.name} cannot be served: {error}") from None
+
+
+def _load_source(source: Source, engine: str, *, with_sidecar: bool = True) -> _Opened:
+    """Check a model file, load it in an engine, and check what it answers."""
+    info = _inspect_source(source)
+    sidecar = _read_sidecar(source) if with_sidecar else None
+    try:
+        model = _load_engine(source, engine)
     except ModelError:
         raise
     except (MemoryError, RuntimeError, ValueError) as error:
         reason = "there is not enough memory" if isinstance(error, MemoryError) else type(error).__name__
-        raise ModelError(f"fastText cannot load {show_name(path)}: {reason}") from None
-    if after != before:
-        raise ModelError(f"{show_name(path)} changed while it was being loaded")
+        raise ModelError(f"fastText cannot load {source.name}: {reason}") from None
+    source.check_unchanged()
     if sidecar is not None:
         try:
             sidecar.check_predictions(model.predict)
-        except ValueError as error:
+        except (RuntimeError, ValueError) as error:
             raise ModelError(str(error)) from None
-    return _Opened(model, info, sidecar)
+    return _Opened(model, info)
 
 
-def _read_sidecar(path: Path) -> Sidecar | None:
+def _read_sidecar(source: Source) -> Sidecar | None:
     """Read the sidecar of a model and hold the file against it; None where there is none."""
+    path = sidecar_path(source.path)
     try:
-        sidecar = read_sidecar(sidecar_path(path))
-        if sidecar is not None:
-            sidecar.check_size(path.stat().st_size)
-            sidecar.check_sha256(hash_model(path))
+        sidecar = read_sidecar(path)
     except OSError as error:
-        raise ModelError(f"{show_name(sidecar_path(path))} cannot be read: {error.strerror}") from None
+        raise ModelError(f"{show_name(path)} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise ModelError(str(error)) from None
+    if sidecar is not None:
+        try:
+            sidecar.check_size(source.identity[2])
+            sidecar.check_sha256(source.hash())
+        except ModelError:
+            raise
+        except ValueError as error:
+            raise ModelError(str(error)) from None
     return sidecar

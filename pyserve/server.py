@@ -42,6 +42,11 @@ class ServeError(OSError):
     """The address cannot be listened on; the message says why."""
 
 
+def is_never_overwritten() -> bool:
+    """Say of a model that lies in memory that nobody writes to it."""
+    return False
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A model that was loaded and checked, with the application that serves it.
@@ -52,6 +57,7 @@ class Loaded:
         sha256: the checksum of the model's file.
         labels: the model's labels as they are shown.
         engine: what computes the predictions.
+        is_overwritten: tells whether the file was changed from which the engine still reads.
     """
 
     application: Callable[..., Any]
@@ -59,6 +65,7 @@ class Loaded:
     sha256: str
     labels: tuple[str, ...]
     engine: str
+    is_overwritten: Callable[[], bool] = is_never_overwritten
 
 
 @dataclass(frozen=True)
@@ -291,6 +298,7 @@ class Manager(Arbiter):  # type: ignore[misc]
         self.failures = 0  # workers that died young, one after the other
         self.next_spawn = 0.0
         self.previous: Service | None = None
+        self.is_overwritten = self.previous_is_overwritten = is_never_overwritten
         super().__init__(Application(options))
         self.LISTENERS = list(options.listeners)
         if options.admin_listener:
@@ -306,6 +314,7 @@ class Manager(Arbiter):  # type: ignore[misc]
         if not self.options.admin_listener:
             health.add_routes(loaded.application.falcon_app, self.metrics)  # type: ignore[attr-defined]
         self.app.callable = Service(loaded.application, tuple(numbers))
+        self.is_overwritten = loaded.is_overwritten
         settle_memory()
 
     def make_admin_service(self) -> Service:
@@ -411,7 +420,7 @@ class Manager(Arbiter):  # type: ignore[misc]
         elif outdated and len(serving) == self.num_workers and now >= self.next_spawn:
             self.spawn_worker()
         elif self.previous and not outdated and not starting:
-            self.previous = None
+            self.previous, self.previous_is_overwritten = None, is_never_overwritten
             settle_memory()
             self.metrics.count_reload(failed=False)
             logger.info("reloaded", extra={"workers": len(fresh)})
@@ -507,6 +516,10 @@ class Manager(Arbiter):  # type: ignore[misc]
             raise HaltServer("no worker could start", 1)
         if self.previous and not was_up and worker.generation == self.generation and self.failures >= MOST_FAILURES:
             self.undo_reload()
+        if exit_code == -signal.SIGBUS and not self.stopping and self.is_overwritten():
+            # Every worker to come would inherit what broke this one.
+            logger.error("the model file was overwritten while it was served: replace it by rename; loading it anew")
+            self.handle_hup()
 
     def read_output(self, worker: Any) -> None:
         """Log what a worker wrote to its standard error beside the log, and count what bjoern wrote."""
@@ -552,6 +565,7 @@ class Manager(Arbiter):  # type: ignore[misc]
         if self.previous is None:
             self.previous = self.app.callable
             self.previous_generation = self.generation
+            self.previous_is_overwritten = self.is_overwritten
         self.generation += 1
         self.failures = 0
         self.serve_loaded(loaded)
@@ -562,7 +576,8 @@ class Manager(Arbiter):  # type: ignore[misc]
         self.metrics.count_reload(failed=True)
         self.app.callable = self.previous
         self.generation = self.previous_generation
-        self.previous = None
+        self.is_overwritten = self.previous_is_overwritten
+        self.previous, self.previous_is_overwritten = None, is_never_overwritten
         self.failures = 0
 
     def handle_term(self) -> NoReturn:

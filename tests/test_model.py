@@ -1,10 +1,14 @@
 """What load_model and `pyserve verify` refuse, and how a model is chosen."""
 
+import faulthandler
+import hashlib
 import json
 import os
 import random
 import re
 import shutil
+import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,9 +19,17 @@ import pytest
 
 import pyserve.model
 from pyserve import Classifier, ModelError, describe_model, load_model
-from pyserve.model import find_model, hash_model, write_model_sidecar
+from pyserve.comparison import compare_engines, make_probe
+from pyserve.model import (
+    find_model,
+    hash_model,
+    is_overwritten,
+    rehearse_load,
+    verify_model,
+    write_model_sidecar,
+)
 from tests.server import PYSERVE, clean_environment, run
-from tests.support import Client, Reply
+from tests.support import Client, Reply, deadline
 from tests.trained_models import Recipe, train
 
 HEADER_BYTES = 92  # magic, version, arguments and the sizes of the dictionary
@@ -171,6 +183,45 @@ def test_sidecar_that_is_not_one(copy: Path, content: bytes, message: str) -> No
         load_model(copy)
 
 
+@pytest.mark.parametrize(
+    ("digits", "message"),
+    [(400, "line 5: a confidence is too large"), (5000, "line 5: a number has too many digits")],
+)
+def test_sidecar_with_a_huge_number(copy: Path, digits: int, message: str) -> None:
+    write_model_sidecar(copy)
+    sidecar = copy.with_name(copy.name + ".json")
+    sidecar.write_text(re.sub(r"0\.\d+", "9" * digits, sidecar.read_text(), count=1))
+    with pytest.raises(ModelError, match=f"^{sidecar.name}, {message}$"):
+        load_model(copy)
+    status, out, err = run("predict", "--model", str(copy), "great")
+    assert (status, out, err) == (2, "", f"Error: {sidecar.name}, {message}\n")
+
+
+@pytest.fixture
+def mute_model(tmp_path: Path) -> Path:
+    """An intact model of cells that are no numbers: it has no answer."""
+    path = tmp_path / "mute.bin"
+    path.write_bytes(make_probe()[:-16] + struct.pack("<4f", *[float("nan")] * 4))
+    return path
+
+
+def test_model_without_answers(mute_model: Path) -> None:
+    with pytest.raises(ModelError, match=r"^mute\.bin has no answer to a golden text: Encountered NaN\.$"):
+        write_model_sidecar(mute_model, ["probe"])
+    with pytest.raises(ModelError, match=r"^mute\.bin has no answer to a text: Encountered NaN\.$"):
+        compare_engines(mute_model, [b"probe"])
+    status, out, err = run("predict", "--model", str(mute_model), "probe")
+    assert (status, out) == (2, "")
+    assert err.startswith("Error: ")
+    assert err.count("\n") == 1
+    fields = {"sha256": hash_model(mute_model), "size": mute_model.stat().st_size}
+    golden = [{"text": "probe", "labels": {"__label__1": 1.0}}]
+    mute_model.with_name("mute.bin.json").write_text(json.dumps({**fields, "golden": golden}))
+    for engine in ("binding", "native"):
+        with pytest.raises(ModelError, match=r"^mute\.bin\.json, line 1: the model has no answer: Encountered NaN\.$"):
+            load_model(mute_model, engine=engine)
+
+
 def test_sidecar_of_hostile_labels(hostile_model: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(hostile_model, tmp_path / "hostile.bin"))
     assert write_model_sidecar(path, ["alpha beta", "日本語 \ud800", 'a "quoted" text\n', "eta theta"]) == 4
@@ -241,16 +292,16 @@ def test_verify_wrong_usage(arguments: list[str], status: int, message: str) -> 
 
 
 def test_file_that_changes_while_it_is_loaded(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check = pyserve.model.inspect_model
+    check = pyserve.model.inspect
 
     def check_and_replace(path: Path) -> Any:
         info = check(path)
-        other = path.with_name("other")
-        shutil.copy(path, other)
-        other.replace(path)
+        other = copy.with_name("other")
+        shutil.copy(copy, other)
+        other.replace(copy)
         return info
 
-    monkeypatch.setattr(pyserve.model, "inspect_model", check_and_replace)
+    monkeypatch.setattr(pyserve.model, "inspect", check_and_replace)
     with pytest.raises(ModelError, match="changed while it was being loaded"):
         load_model(copy)
 
@@ -261,6 +312,120 @@ def test_hash_follows_the_file(copy: Path) -> None:
     with copy.open("ab") as file:
         file.write(b"more")
     assert hash_model(copy) != first
+
+
+@pytest.fixture(params=["copied", "large"])
+def any_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Treat every file as one that is too large to be copied, or none."""
+    if request.param == "large":
+        monkeypatch.setattr(pyserve.model, "COPIED_BYTES", 0)
+
+
+@pytest.mark.usefixtures("any_size")
+def test_hash_is_not_misled_by_times_that_are_set_back(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pyserve.model, "SETTLED", 0)
+    content = copy.read_bytes()
+    status = copy.stat()
+    first = hash_model(copy)
+    with deadline(5, "a change of the inode's time") as tick:
+        while copy.stat().st_ctime_ns == status.st_ctime_ns:
+            tick()
+            copy.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+            os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert hash_model(copy) != first
+
+
+@pytest.mark.usefixtures("any_size")
+def test_hash_of_a_file_that_is_written_to_meanwhile(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sha256 = hashlib.sha256
+
+    def start_and_write() -> Any:
+        with copy.open("ab") as file:
+            file.write(b"more")
+        return sha256()
+
+    monkeypatch.setattr(hashlib, "sha256", start_and_write)
+    with pytest.raises(ModelError, match="changed while it was being loaded"):
+        hash_model(copy)
+
+
+@pytest.mark.parametrize("engine", ["binding", "native"])
+def test_description_is_of_what_was_loaded(copy: Path, star_model: Path, engine: str) -> None:
+    classifier = load_model(copy, engine=engine)
+    expected = describe_model(copy, classifier)
+    shutil.copy(star_model, copy)
+    found = describe_model(copy, classifier)
+    assert found | {"since": ""} == expected | {"since": ""}
+    assert found["sha256"] != hash_model(copy)
+    with pytest.raises(ModelError, match=r"^this classifier was not loaded from stars\.bin$"):
+        describe_model(star_model, classifier)
+    copy.unlink()
+    assert describe_model(str(copy), classifier)["sha256"] == expected["sha256"]
+
+
+def test_description_of_a_large_file_that_changed(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pyserve.model, "COPIED_BYTES", 0)
+    classifier = load_model(copy)
+    assert describe_model(copy, classifier)["sha256"] == hash_model(copy)
+    copy.with_name("other").write_bytes(copy.read_bytes())
+    copy.with_name("other").replace(copy)
+    with pytest.raises(ModelError, match="is no longer the file that was loaded"):
+        describe_model(copy, classifier)
+
+
+def test_what_is_truncated_under_the_native_engine(copy: Path) -> None:
+    classifier = load_model(copy, engine="native")
+    expected = answers(classifier)
+    with copy.open("r+b") as file:
+        file.truncate(0)
+    assert answers(classifier) == expected
+    assert not is_overwritten(classifier)
+
+
+def test_large_file_that_is_overwritten_is_noticed(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pyserve.model, "COPIED_BYTES", 0)
+    before = len(os.listdir("/proc/self/fd"))
+    binding, native = load_model(copy), load_model(copy, engine="native")
+    content = copy.read_bytes()
+    copy.rename(copy.with_name("renamed"))
+    assert not is_overwritten(native)
+    copy.with_name("renamed").write_bytes(content[:10])
+    assert is_overwritten(native)
+    assert not is_overwritten(binding)
+    del native
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_load_of_a_large_file_is_rehearsed(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def be_cut_short(path: Path) -> Any:
+        faulthandler.disable()
+        os.kill(os.getpid(), signal.SIGBUS)
+
+    monkeypatch.setattr(pyserve.model, "inspect", be_cut_short)
+    rehearse_load(copy)
+    monkeypatch.setattr(pyserve.model, "COPIED_BYTES", 0)
+    with pytest.raises(ModelError, match="cannot be served: SIGBUS ended the attempt to load it"):
+        rehearse_load(copy)
+    monkeypatch.undo()
+    rehearse_load(copy)
+    rehearse_load(copy.with_name("missing"))
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (".", ". cannot be served: it is a directory"),
+        ("", ". cannot be served: it is a directory"),
+        ("/dev/null", "null cannot be served: it is no regular file"),
+        ("a\0b", "the path of a model cannot hold a NUL"),
+        ("\ud800", "the path of a model cannot be written in the encoding of this system's file names"),
+    ],
+)
+def test_path_of_no_file(path: str, message: str) -> None:
+    for use in (load_model, hash_model, verify_model):
+        with pytest.raises(ModelError) as raised:
+            use(path)
+        assert str(raised.value) == message
 
 
 def test_find_model_prefers_the_real_one(tmp_path: Path) -> None:

@@ -1,14 +1,21 @@
 """Signals under load: every error that a client meets is counted."""
 
+import contextlib
+import http.client
 import json
 import os
+import shutil
 import signal
 import socket
+import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from pyserve.comparison import make_probe
+from pyserve.model import hash_model
 from tests.load_client import Load, form_request, load, plain, read_reply
 from tests.server import Server, serve
 from tests.support import Client, deadline, resident_bytes
@@ -71,6 +78,20 @@ def test_reload_under_load_loses_nothing(star_model: Path, expected: dict[bytes,
         assert server.stop() == 0
 
 
+def write_large_model(path: Path) -> None:
+    """Write a model of 80 MB whose input matrix is a hole of the file."""
+    rows, dim = 200_000, 100
+    args = struct.pack("<12id", dim, 5, 5, 1, 5, 2, 3, 3, rows - 1, 0, 0, 100, 1e-4)
+    dictionary = struct.pack("<3i2q", 3, 1, 2, 10, -1) + b"word" + struct.pack("<xqb", 5, 0)
+    dictionary += b"".join(label + struct.pack("<xqb", 5, 1) for label in (b"__label__a", b"__label__b"))
+    temporary = path.with_name("temporary")
+    with temporary.open("wb") as file:
+        file.write(struct.pack("<2i", 793712314, 12) + args + dictionary + struct.pack("<?2q", False, rows, dim))
+        file.seek(4 * rows * dim, os.SEEK_CUR)
+        file.write(struct.pack("<?2q", False, 2, dim) + struct.pack("<f", 0.5) * 2 * dim)
+    temporary.replace(path)
+
+
 @plain
 def test_reloads_keep_the_arbiter_small(star_model: Path) -> None:
     """The model and the application of before are freed."""
@@ -127,6 +148,90 @@ def test_reload_with_damaged_model_changes_nothing(
         assert status == 200
         assert b'pyserve_reloads_total{result="failure"} 6.0' in text
         assert b'pyserve_reloads_total{result="success"} 1.0' in text
+
+
+@pytest.mark.parametrize("damage", ["confidence", "digits", "nan"])
+def test_reload_with_damaged_sidecar_changes_nothing(star_model: Path, tmp_path: Path, damage: str) -> None:
+    model = tmp_path / "served.bin"
+    shutil.copy(star_model, model)
+    with serve(model, "--workers", "1") as server:
+        wait_for_log(server, " ready ")
+        before = workers_of(server)
+        if damage == "nan":
+            model.write_bytes(make_probe()[:-16] + struct.pack("<4f", *[float("nan")] * 4))
+        number = "0.5" if damage == "nan" else "9" * (400 if damage == "confidence" else 5000)
+        golden = f'{{"text": "probe", "labels": {{"__label__1": {number}}}}}'
+        model.with_name("served.bin.json").write_text(
+            f'{{"sha256": "{hash_model(model)}", "size": {model.stat().st_size}, "golden": [{golden}]}}'
+        )
+        server.process.send_signal(signal.SIGHUP)
+        wait_for_log(server, "reload refused, the model of before goes on serving: served.bin.json, line 1: ")
+        assert workers_of(server) == before
+        assert server.request(b"text=great")[0] == 200
+        assert b'pyserve_reloads_total{result="failure"} 1.0' in server.request(b"", "GET", "/metrics")[1]
+
+
+@pytest.mark.parametrize("engine", ["binding", "native"])
+def test_reloads_while_the_model_is_overwritten(star_model: Path, tmp_path: Path, engine: str) -> None:
+    """Whatever a reload meets, the arbiter survives it."""
+    model = tmp_path / "served.bin"
+    content = star_model.read_bytes()
+    model.write_bytes(content)
+    done = threading.Event()
+
+    def overwrite() -> None:
+        while not done.is_set():
+            model.write_bytes(content)
+
+    with serve(model, "--workers", "1", "--engine", engine) as server:
+        wait_for_log(server, " ready ")
+        thread = threading.Thread(target=overwrite)
+        thread.start()
+        try:
+            for turn in range(1, 41):
+                server.process.send_signal(signal.SIGHUP)
+                wait_for_log(server, " reloading", turn)
+                assert server.process.poll() is None, server.read_log()
+        finally:
+            done.set()
+            thread.join()
+        assert server.request(b"text=great")[0] == 200
+        assert "SIGBUS" not in server.read_log()
+
+
+def test_truncated_model_of_the_native_engine_is_served_on(star_model: Path, tmp_path: Path) -> None:
+    model = tmp_path / "served.bin"
+    shutil.copy(star_model, model)
+    with serve(model, "--workers", "1", "--engine", "native") as server:
+        wait_for_log(server, " ready ")
+        expected = server.request(b"text=great")
+        os.truncate(model, 0)
+        (worker,) = workers_of(server)
+        os.kill(worker, signal.SIGKILL)
+        wait_for_log(server, "cause=killed")
+        assert server.request(b"text=great") == expected
+        assert "SIGBUS" not in server.read_log()
+
+
+def test_large_model_of_the_native_engine_that_was_truncated_is_loaded_anew(tmp_path: Path) -> None:
+    """A model that is mapped, since it is too large to be copied: a row that was cut off ends a worker by SIGBUS."""
+    model = tmp_path / "large.bin"
+    write_large_model(model)
+    with serve(model, "--workers", "1", "--engine", "native") as server:
+        wait_for_log(server, " ready ")
+        expected = server.request(b"text=word+word")
+        assert expected[0] == 200
+        os.truncate(model, 4096)
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            server.request(b"text=word+word")
+        wait_for_log(server, "the model file was overwritten while it was served")
+        wait_for_log(server, "reload refused")
+        write_large_model(model)
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            server.request(b"text=word+word")
+        server.process.send_signal(signal.SIGHUP)
+        wait_for_log(server, " reloaded ")
+        assert server.request(b"text=word+word") == expected
 
 
 def test_killed_worker_is_replaced(star_model: Path, expected: dict[bytes, bytes]) -> None:
