@@ -59,8 +59,10 @@ cdef extern from "linux/tcp.h" nogil:
         uint32_t tcpi_notsent_bytes
         uint32_t tcpi_last_data_sent  # milliseconds ago
         uint32_t tcpi_last_data_recv
+        uint64_t tcpi_bytes_acked
         uint64_t tcpi_bytes_received
-        uint64_t tcpi_bytes_sent
+        uint64_t tcpi_bytes_sent  # again and again, where they had to be
+        uint64_t tcpi_bytes_retrans
 
 cdef extern from "sys/epoll.h" nogil:
     ctypedef union epoll_data_t:
@@ -86,6 +88,8 @@ cdef struct Connection:
     Phase phase
     double since  # when the phase began
     double writing_since  # since when there is something that the client has not taken, or 0
+    uint64_t written  # all bytes written to the client, when writing_since was set
+    uint64_t asked  # all bytes received from it then
     uint64_t sent
     uint64_t received
     uint64_t received_before  # when the phase began
@@ -236,8 +240,14 @@ cdef class Watch:
                 connection.since = now
         if info.tcpi_unacked == 0 and info.tcpi_notsent_bytes == 0:
             connection.writing_since = 0
-        elif connection.writing_since == 0:
+        elif connection.writing_since == 0 or (
+            # A client that goes on asking takes an answer with its next request: there is always one on its way. What
+            # it asks for now was not there when the time began, and what was there it has taken.
+            info.tcpi_bytes_acked >= connection.written and info.tcpi_bytes_received > connection.asked
+        ):
             connection.writing_since = now
+            connection.written = info.tcpi_bytes_sent - info.tcpi_bytes_retrans + info.tcpi_notsent_bytes
+            connection.asked = info.tcpi_bytes_received
 
         if connection.writing_since and now - connection.writing_since > self.request_timeout:
             self._end(fd, connection, SHUT_RDWR, ANSWER_TIMEOUT, now)

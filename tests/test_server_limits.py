@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,6 +120,34 @@ def test_busy_connection_is_kept(impatient: Server, client: Client) -> None:
         while time.monotonic() < end:
             connection.sendall(form_request(b"great"))
             assert read_reply(stream).body == client(b"text=great").body
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_QUICKACK"), reason="needs delayed acknowledgements")
+def test_answers_on_their_way_cut_nobody_off(impatient: Server) -> None:
+    """Clients that acknowledge an answer with their next request are busy, though one is always on its way."""
+    cut = closed_for(impatient, "answer_timeout")
+    end = time.monotonic() + 5
+    lost: list[str] = []
+
+    def ask(pause: float) -> None:
+        try:
+            with connect(impatient) as connection, connection.makefile("rb") as stream:
+                while time.monotonic() < end:
+                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+                    connection.sendall(form_request(b"great"))
+                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+                    assert read_reply(stream).status == 200
+                    time.sleep(pause)  # what a client does between two requests
+        except OSError as error:
+            lost.append(repr(error))
+
+    clients = [threading.Thread(target=ask, args=(0.02 + 0.001 * number,)) for number in range(20)]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join(20)
+    assert not lost
+    assert closed_for(impatient, "answer_timeout") == cut
 
 
 def test_answer_that_is_not_taken_is_cut_off(star_model: Path) -> None:
