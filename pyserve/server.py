@@ -347,9 +347,7 @@ class Manager(Arbiter):  # type: ignore[misc]
         worker.output, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         worker.retired_at = 0.0
         worker.retired_for = ""
-        taken = {other.listener for other in self.serving()}
-        free = [listener for listener in self.options.listeners if listener not in taken] or self.options.listeners
-        worker.listener = (self.options.admin_listener if is_admin else None) or free[0]
+        worker.listener = (self.options.admin_listener if is_admin else None) or self.choose_listener()
         # The child must not act on signals before it has handlers of its own: they would be lost.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGQUIT, signal.SIGINT})
         pid = os.fork()
@@ -364,6 +362,20 @@ class Manager(Arbiter):  # type: ignore[misc]
         self.metrics.count_start()
         logger.info("worker started", extra={"worker": pid, "kind": "admin" if is_admin else "serving"})
         return pid
+
+    def is_fresh(self, worker: Any) -> bool:
+        """Tell whether a worker serves what was loaded last, and means to stay."""
+        return worker.generation == self.generation and not self.leaves(worker)
+
+    def choose_listener(self) -> socket.socket:
+        """Return the listener that the fewest of the workers accept from that are there to stay."""
+        taken = [worker.listener for worker in self.serving() if self.is_fresh(worker)]
+        return min(self.options.listeners, key=taken.count)
+
+    def choose_surplus(self, workers: list[Any]) -> Any:
+        """Return the worker that the others can best do without: the oldest on the most crowded listener."""
+        taken = [worker.listener for worker in self.serving()]
+        return max(workers, key=lambda worker: taken.count(worker.listener))
 
     def run_worker(self, worker: BjoernWorker) -> NoReturn:
         """Be a worker until it ends."""
@@ -392,7 +404,7 @@ class Manager(Arbiter):  # type: ignore[misc]
             return
         now = time.monotonic()
         serving = self.serving()
-        fresh = [worker for worker in serving if worker.generation == self.generation and not self.leaves(worker)]
+        fresh = [worker for worker in serving if self.is_fresh(worker)]
         outdated = [worker for worker in serving if worker not in fresh]
         starting = [worker for worker in serving if not self.is_up(worker)]
         if not self.was_ready and fresh and not starting and len(fresh) >= self.num_workers:
@@ -406,7 +418,7 @@ class Manager(Arbiter):  # type: ignore[misc]
             while now >= self.next_spawn and len(self.serving()) < self.num_workers:
                 self.spawn_worker()
         elif len(serving) > self.num_workers and not starting:
-            self.retire((outdated or serving)[0], "reload" if outdated else "fewer")
+            self.retire(self.choose_surplus(outdated or serving), "reload" if outdated else "fewer")
         elif outdated and len(serving) == self.num_workers and now >= self.next_spawn:
             self.spawn_worker()
         elif self.previous and not outdated and not starting:
@@ -563,6 +575,11 @@ class Manager(Arbiter):  # type: ignore[misc]
         self.generation = self.previous_generation
         self.previous = None
         self.failures = 0
+
+    def handle_ttou(self) -> None:
+        """Have one worker less, as long as each listener keeps one."""
+        if self.num_workers > len(self.options.listeners):
+            super().handle_ttou()
 
     def handle_term(self) -> NoReturn:
         """End, after what has been asked is answered."""
