@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.load_client import form_request, load, plain, read_reply
-from tests.server import Server, serve
+from tests.server import Server, patch_program, serve
 from tests.support import Client, deadline, resident_bytes
 from tests.test_server_signals import wait_for, wait_for_log, workers_of
 
@@ -36,6 +36,11 @@ def metric(server: Server, name: str) -> float:
 def closed_for(server: Server, cause: str) -> float:
     """How many connections were closed for a cause."""
     return metric(server, f'pyserve_connections_closed_total{{cause="{cause}"}}')
+
+
+def refused_for(server: Server, cause: str) -> float:
+    """How many requests were refused for a cause."""
+    return metric(server, f'pyserve_requests_refused_total{{cause="{cause}"}}')
 
 
 @contextlib.contextmanager
@@ -170,6 +175,56 @@ def test_body_over_the_limit(star_model: Path) -> None:
             chunk = b"1000\r\n" + b"a" * 0x1000 + b"\r\n"
             connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + chunk * 10 + b"0\r\n\r\n")
             assert read_reply(stream).status == 413
+
+
+EARLY_ALARM = """
+import os, signal, _bjoern
+run = _bjoern.server_run
+def run_late(*arguments):
+    os.kill(os.getpid(), signal.SIGALRM)
+    run(*arguments)
+_bjoern.server_run = run_late
+"""
+
+
+def test_timer_before_the_loop_lifts_no_limit(
+    star_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that the system lets wait just before its loop starts has the same limits."""
+    patch_program(monkeypatch, tmp_path, EARLY_ALARM)
+    with serve(star_model, "--workers", "1", "--max-body", "1000") as server:
+        wait_for_log(server, " ready ")
+        assert server.request(b"text=" + b"a" * 995)[0] == 200
+        assert server.request(b"text=" + b"a" * 996)[0] == 413
+        assert "ERROR" not in server.read_log()
+
+
+def test_worker_without_limits_answers_nothing(
+    star_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker whose bodies are not limited, for whatever reason, is replaced."""
+    marker = tmp_path / "marker"
+    patch_program(
+        monkeypatch,
+        tmp_path,
+        f"""
+import io, os, sys, _bjoern
+run = _bjoern.server_run
+def run_wrongly(*arguments):
+    if not os.path.exists({str(marker)!r}):
+        open({str(marker)!r}, "w").close()
+        sys.modules["io"] = io
+    run(*arguments)
+_bjoern.server_run = run_wrongly
+""",
+    )
+    with serve(star_model, "--workers", "1") as server:
+        wait_for_log(server, " ready ")
+        for method in ("POST", "GET"):
+            assert server.request(b"text=great" * (method == "POST"), method)[0] == 500
+        wait_for_log(server, "cause=replaced")
+        assert server.request(b"text=great")[0] == 200
+        assert refused_for(server, "no_limits") == 2
 
 
 def send_gigabytes(server: Server, gigabytes: int) -> bytes:
