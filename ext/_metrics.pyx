@@ -98,7 +98,7 @@ cdef class Metrics:
                 self.block(slot).state = STATE_BOOTING
                 self.block(slot).leaving = 0
                 return slot
-        raise RuntimeError("there are more workers than slots")
+        raise RuntimeError("too many workers are still on their way down")
 
     def release(self, int slot) -> None:
         cdef Block* block = self.block(slot)

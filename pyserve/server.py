@@ -232,15 +232,21 @@ class GunicornLog:
         logger.warning(message, *args)
 
     def error(self, message: str, *args: object, **kwargs: object) -> None:
-        """Log an error."""
-        logger.error(message, *args)
+        """Log an error, with the kind of the exception where there is one."""
+        if kwargs.get("exc_info"):
+            self.exception(message, *args)
+        else:
+            logger.error(message, *args)
 
     critical = error
 
     def exception(self, message: str, *args: object, **kwargs: object) -> None:
         """Log an error without its values: they may hold a user's text."""
-        kind = sys.exc_info()[0]
-        logger.error(message, *args, extra={"exception": kind.__name__ if kind else None})
+        kind, error, _ = sys.exc_info()
+        fields = {"exception": kind.__name__ if kind else None}
+        if isinstance(error, OSError) and error.strerror:
+            fields["reason"] = error.strerror
+        logger.error(message, *args, extra=fields)
 
 
 class Application(BaseApplication):  # type: ignore[misc]
@@ -288,6 +294,7 @@ class Manager(Arbiter):  # type: ignore[misc]
         self.stopping = False
         self.was_ready = False
         self.failures = 0  # workers that died young, one after the other
+        self.refusals = 0  # attempts to make a process that the system refused, one after the other
         self.next_spawn = 0.0
         self.previous: Service | None = None
         super().__init__(Application(options))
@@ -332,35 +339,66 @@ class Manager(Arbiter):  # type: ignore[misc]
         """Tell whether a worker takes requests."""
         return self.metrics.state(worker.slot) == "ready"
 
+    def try_to_spawn(self, is_admin: bool = False) -> None:
+        """Start a worker, or note when to try again where the system has no room for it at the moment."""
+        try:
+            self.spawn_worker(is_admin)
+        except (OSError, RuntimeError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            self.refusals += 1
+            delay = min(MOST_DELAY, 0.25 * 2 ** min(self.refusals - 1, 10))
+            self.next_spawn = time.monotonic() + delay
+            logger.error("a worker cannot be started: %s", reason, extra={"next_attempt_in_seconds": delay})
+            if self.refusals >= MOST_FAILURES and not self.was_ready:
+                raise HaltServer("no worker could start", 1) from None
+        else:
+            self.refusals = 0
+
     def spawn_worker(self, is_admin: bool = False) -> int:
-        """Start a worker. Return its process id."""
+        """Start a worker. Return its process id.
+
+        Raises:
+            OSError: the system refuses a file or a process.
+            RuntimeError: too many workers are still on their way down.
+        """
         self.worker_age += 1
         worker = BjoernWorker(
             self.worker_age, os.getpid(), self.LISTENERS, self.app, self.timeout / 2.0, self.cfg, GunicornLog(self.cfg)
         )
         worker.metrics = self.metrics
-        worker.slot = self.metrics.claim()
         worker.limits = self.options.limits
         worker.is_admin = is_admin
         worker.generation = self.generation
         worker.born = time.monotonic()
-        worker.output, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         worker.retired_at = 0.0
         worker.retired_for = ""
         worker.listener = (self.options.admin_listener if is_admin else None) or self.choose_listener()
+        with contextlib.ExitStack() as undo:
+            undo.callback(worker.tmp.close)
+            worker.slot = self.metrics.claim()
+            undo.callback(self.metrics.release, worker.slot)
+            worker.output, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+            undo.callback(os.close, worker.output)
+            try:
+                worker.pid = self.fork_worker(worker, writing)
+            finally:
+                os.close(writing)
+            undo.pop_all()
+        self.WORKERS[worker.pid] = worker
+        self.metrics.count_start()
+        logger.info("worker started", extra={"worker": worker.pid, "kind": "admin" if is_admin else "serving"})
+        return int(worker.pid)
+
+    def fork_worker(self, worker: BjoernWorker, output: int) -> int:
+        """Fork a process and have it be a worker. Return its id."""
         # The child must not act on signals before it has handlers of its own: they would be lost.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGQUIT, signal.SIGINT})
-        pid = os.fork()
-        if pid == 0:
-            os.dup2(writing, 2)
-            os.close(writing)
-            self.run_worker(worker)
-        os.close(writing)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGQUIT, signal.SIGINT})
-        worker.pid = pid
-        self.WORKERS[pid] = worker
-        self.metrics.count_start()
-        logger.info("worker started", extra={"worker": pid, "kind": "admin" if is_admin else "serving"})
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self.run_worker(worker, output)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGQUIT, signal.SIGINT})
         return pid
 
     def is_fresh(self, worker: Any) -> bool:
@@ -377,10 +415,12 @@ class Manager(Arbiter):  # type: ignore[misc]
         taken = [worker.listener for worker in self.serving()]
         return max(workers, key=lambda worker: taken.count(worker.listener))
 
-    def run_worker(self, worker: BjoernWorker) -> NoReturn:
+    def run_worker(self, worker: BjoernWorker, output: int) -> NoReturn:
         """Be a worker until it ends."""
         status = 1
         try:
+            os.dup2(output, 2)
+            os.close(output)
             for sibling in self.WORKERS.values():
                 sibling.tmp.close()
                 os.close(sibling.output)
@@ -413,14 +453,14 @@ class Manager(Arbiter):  # type: ignore[misc]
             logger.info("ready", extra={"workers": len(fresh)})
         if self.options.admin_listener and not any(worker.is_admin for worker in self.WORKERS.values()):
             if now >= self.next_spawn:
-                self.spawn_worker(is_admin=True)
+                self.try_to_spawn(is_admin=True)
         elif len(serving) < self.num_workers:
             while now >= self.next_spawn and len(self.serving()) < self.num_workers:
-                self.spawn_worker()
+                self.try_to_spawn()
         elif len(serving) > self.num_workers and not starting:
             self.retire(self.choose_surplus(outdated or serving), "reload" if outdated else "fewer")
         elif outdated and len(serving) == self.num_workers and now >= self.next_spawn:
-            self.spawn_worker()
+            self.try_to_spawn()
         elif self.previous and not outdated and not starting:
             self.previous = None
             settle_memory()

@@ -1,5 +1,6 @@
 """Signals under load: every error that a client meets is counted."""
 
+import contextlib
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.load_client import Load, form_request, load, plain, read_reply
-from tests.server import Server, serve
+from tests.server import Server, patch_program, serve
 from tests.support import Client, deadline, resident_bytes
 
 
@@ -96,6 +97,70 @@ def test_every_listener_keeps_a_worker(star_model: Path) -> None:
         wait_for_log(server, "cause=killed")
         check()
         assert len(workers_of(server)) == 2
+
+
+REFUSED_FORKS = """
+import errno, os
+fork = os.fork
+def refuse():
+    if os.path.exists({marker!r}):
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return fork()
+os.fork = refuse
+"""
+
+
+def test_refused_process_ends_nothing(star_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no process can be made, those that there are go on serving, until one can."""
+    marker = tmp_path / "marker"
+    patch_program(monkeypatch, tmp_path, REFUSED_FORKS.format(marker=str(marker)))
+    with serve(star_model, "--workers", "2") as server:
+        wait_for_log(server, " ready ")
+        before = workers_of(server)
+        marker.touch()
+        server.process.send_signal(signal.SIGHUP)
+        wait_for_log(server, "a worker cannot be started: Resource temporarily unavailable", 3)
+        assert workers_of(server) == before
+        assert server.request(b"text=great")[0] == 200
+        marker.unlink()
+        wait_for_log(server, " reloaded ")
+        wait_for(lambda: not set(before) & set(workers_of(server)), "the end of the workers of before")
+        # The parent still acts on signals.
+        assert server.stop() == 0
+
+
+def test_refused_processes_at_the_start_end_it(
+    star_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker = tmp_path / "marker"
+    marker.touch()
+    patch_program(monkeypatch, tmp_path, REFUSED_FORKS.format(marker=str(marker)))
+    with serve(star_model, "--workers", "1") as server:
+        assert server.process.wait(20) == 1
+        assert "giving up: no worker could start" in server.read_log()
+
+
+def test_more_reloads_than_places_end_nothing(
+    star_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers that wait for half a request each hold a place; the next reload waits for one."""
+    patch_program(monkeypatch, tmp_path, "import pyserve.server\npyserve.server.SPARE_SLOTS = 1")
+    with serve(star_model, "--workers", "1", "--graceful-timeout", "4") as server, contextlib.ExitStack() as held:
+        wait_for_log(server, " ready ")
+        turn = 0
+        while "a worker cannot be started: too many workers" not in server.read_log():
+            connection = held.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=10))
+            connection.sendall(form_request(b"great")[:-1])
+            assert server.request(b"text=great")[0] == 200
+            turn += 1
+            assert turn < 10
+            server.process.send_signal(signal.SIGHUP)
+            wait_for(
+                lambda: server.read_log().count(" reloaded ") >= turn or "cannot be" in server.read_log(),  # noqa: B023
+                "the reload",
+            )
+        wait_for_log(server, " reloaded ", turn)
+        assert server.request(b"text=great")[0] == 200
 
 
 @plain
