@@ -1,7 +1,7 @@
 """Counters in memory that the arbiter and its workers share.
 
 The memory is mapped before the first fork: a ledger that only the arbiter writes, and a block for each worker that only
-this worker writes. A block outlives its worker and is handed on, so that the sums never go backwards.
+this worker writes, but for its state before it runs and after it ended and for ``retired``. A block outlives its worker and is handed on, so that the sums never go backwards.
 """
 
 import os
@@ -31,7 +31,7 @@ CLOSED = ("request_timeout", "idle", "answer_timeout", "body_too_large", "connec
 # Why a worker ended.
 ENDED = ("stopped", "reloaded", "replaced", "timeout", "killed", "crashed", "boot_failed")
 # Why a worker asks to be replaced.
-LEAVING = ("", "memory", "no_limits")
+LEAVING = ("", "memory", "no_limits", "terminated")
 STATES = ("free", "booting", "ready", "draining")
 
 
@@ -97,6 +97,7 @@ cdef class Metrics:
             if self.block(slot).state == STATE_FREE:
                 self.block(slot).state = STATE_BOOTING
                 self.block(slot).leaving = 0
+                self.block(slot).retired = 0
                 return slot
         raise RuntimeError("too many workers are still on their way down")
 
@@ -105,8 +106,13 @@ cdef class Metrics:
         block.state = STATE_FREE
         block.pid = 0
         block.leaving = 0
+        block.retired = 0
         block.open_connections = 0
         block.resident_bytes = 0
+
+    def retire(self, int slot) -> None:
+        """Tell a worker that it ends because the arbiter says so, and that others take what waits."""
+        self.block(slot).retired = 1
 
     def set_service(self, str state) -> None:
         self.ledger.service = STATES.index(state)
@@ -153,6 +159,9 @@ cdef class Metrics:
 
     def state(self, int slot) -> str:
         return STATES[self.block(slot).state]
+
+    def retired(self, int slot) -> bool:
+        return self.block(slot).retired != 0
 
     def leaving(self, int slot) -> str:
         return LEAVING[self.block(slot).leaving]

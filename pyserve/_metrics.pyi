@@ -33,6 +33,8 @@ class Metrics:
     def release(self, slot: int) -> None:
         """Give back the slot of a worker that ended; its counts stay."""
 
+    def retire(self, slot: int) -> None:
+        """Tell a worker that it ends because the arbiter says so, and that others take what waits."""
     def set_service(self, state: str) -> None:
         """Tell the state of the whole service, one of ``STATES``."""
 
@@ -54,6 +56,8 @@ class Metrics:
     def state(self, slot: int) -> str:
         """Return the state of the worker in a slot."""
 
+    def retired(self, slot: int) -> bool:
+        """Tell whether the arbiter told a worker to end."""
     def leaving(self, slot: int) -> str:
         """Return why the worker in a slot asks to be replaced, or nothing where it does not."""
 

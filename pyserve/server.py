@@ -446,7 +446,7 @@ class Manager(Arbiter):  # type: ignore[misc]
         serving = self.serving()
         fresh = [worker for worker in serving if self.is_fresh(worker)]
         outdated = [worker for worker in serving if worker not in fresh]
-        starting = [worker for worker in serving if not self.is_up(worker)]
+        starting = [worker for worker in serving if self.metrics.state(worker.slot) == "booting"]
         if not self.was_ready and fresh and not starting and len(fresh) >= self.num_workers:
             self.was_ready = True
             self.metrics.set_service("ready")
@@ -478,6 +478,7 @@ class Manager(Arbiter):  # type: ignore[misc]
         """Tell a worker to end."""
         worker.retired_at = time.monotonic()
         worker.retired_for = self.metrics.leaving(worker.slot) or reason
+        self.metrics.retire(worker.slot)
         self.kill_worker(worker.pid, signal.SIGTERM)
 
     def is_busy(self) -> bool:
@@ -528,6 +529,7 @@ class Manager(Arbiter):  # type: ignore[misc]
     def bury(self, worker: Any, exit_code: int) -> None:
         """Log and count a worker that ended, and decide when the next one may start."""
         was_up = self.metrics.state(worker.slot) in {"ready", "draining"}
+        worker.retired_for = worker.retired_for or self.metrics.leaving(worker.slot)
         self.metrics.release(worker.slot)
         worker.tmp.close()
         self.read_output(worker)
@@ -579,11 +581,12 @@ class Manager(Arbiter):  # type: ignore[misc]
             return "timeout", shown
         if exit_code == 0 and self.stopping:
             return "stopped", shown
-        if exit_code == 0 and worker.retired_at:
+        if exit_code == 0 and worker.retired_for:
             return ("reloaded" if worker.retired_for == "reload" else "replaced"), shown
         if not was_up and exit_code >= 0:
             return "boot_failed", shown
-        return ("killed" if exit_code in {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGQUIT} else "crashed"), shown
+        # The status 0 of a worker that nobody replaces is that of SIGQUIT.
+        return ("killed" if exit_code in {0, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGQUIT} else "crashed"), shown
 
     # --- Signals
 

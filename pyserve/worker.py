@@ -135,6 +135,7 @@ class BjoernWorker(Worker):  # type: ignore[misc]
         self.loop_found = False
         self.started = time.monotonic()
         self.closed_listener = False
+        self.settling_since = 0.0
 
         os.environ["LIBEV_FLAGS"] = "4"  # epoll, which Watch knows how to pause
         self.io = sys.modules["io"]
@@ -181,6 +182,9 @@ class BjoernWorker(Worker):  # type: ignore[misc]
             self.stopping_since = now
         if self.stopping_since and not self.gate.draining:
             self.gate.drain()
+            if not self.metrics.retired(self.slot) and self.metrics.service() != "draining":
+                # Somebody else told it to end: with a successor, or with the whole service, which is told next.
+                self.gate.ask_to_leave(LEAVING.index("terminated"))
         connections = self.watch.look(self.gate.draining)
         self.gate.sweep()
         if now >= self.next_housekeeping:
@@ -205,11 +209,17 @@ class BjoernWorker(Worker):  # type: ignore[misc]
 
     def is_replaced(self) -> bool:
         """Tell whether the service goes on without this worker, so that others take the queued connections."""
-        return self.metrics.service() == "ready" and os.getppid() == self.ppid
+        return self.metrics.retired(self.slot) and self.metrics.service() == "ready" and os.getppid() == self.ppid
 
     def is_settled(self, now: float) -> bool:
-        """Tell whether the handshakes are over that had begun when the arbiter let no more begin, and none waits."""
-        return now - self.stopping_since > SETTLING and not has_waiting(self.listener)
+        """Tell whether the handshakes are over that had begun when the arbiter let no more begin, and none waits.
+
+        While the arbiter does not know of the end, handshakes begin, and what nobody accepts it resets when it ends.
+        """
+        if self.metrics.service() != "draining" and os.getppid() == self.ppid:
+            return False
+        self.settling_since = self.settling_since or now
+        return now - self.settling_since > SETTLING and not has_waiting(self.listener)
 
     def keep_house(self) -> None:
         """Tell the memory, and ask for a replacement where there is too much of it."""

@@ -189,6 +189,42 @@ def test_stop_under_load_answers_what_was_asked(star_model: Path, expected: dict
         assert "cause=stopped" in server.read_log()
 
 
+def test_stop_of_the_workers_first_loses_nothing(star_model: Path, expected: dict[bytes, bytes]) -> None:
+    """A group of processes gets the signal in any order; what connects meanwhile is answered."""
+    with serve(star_model, "--workers", "2") as server:
+        wait_for_log(server, " ready ")
+        with load(server.port, expected, 12) as seen:
+            wait_for_answers(seen)
+            closes = seen.closes
+            for pid in workers_of(server):
+                os.kill(pid, signal.SIGTERM)
+            # The workers have begun to drain before the arbiter knows.
+            wait_for(lambda: seen.closes >= closes + 12, "draining")
+            assert server.stop() == 0
+            wait_for(lambda: seen.refused_connections, "the end of the listener")
+        assert not seen.errors
+        assert "ERROR" not in server.read_log()
+
+
+def test_worker_that_is_told_to_end_is_replaced(star_model: Path, expected: dict[bytes, bytes]) -> None:
+    """Its successor is there before it leaves, and nothing is lost."""
+    with serve(star_model, "--workers", "1") as server:
+        wait_for_log(server, " ready ")
+        (before,) = workers_of(server)
+        with load(server.port, expected) as seen:
+            wait_for_answers(seen)
+            os.kill(before, signal.SIGTERM)
+            wait_for_log(server, f"worker ended worker={before} cause=replaced")
+            wait_for_answers(seen)
+        assert not seen.errors
+        assert not seen.refused_connections
+        (after,) = workers_of(server)
+        os.kill(after, signal.SIGQUIT)
+        wait_for_log(server, f"worker ended worker={after} cause=killed")
+        wait_for(lambda: workers_of(server), "a worker")
+        assert server.request(b"text=great")[0] == 200
+
+
 def test_reload_with_damaged_model_changes_nothing(
     star_model: Path, expected: dict[bytes, bytes], tmp_path: Path
 ) -> None:
