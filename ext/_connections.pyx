@@ -122,6 +122,7 @@ cdef class Watch:
     cdef Connection* _connections
     cdef int _size
     cdef uint64_t _scans
+    cdef double _draining_since
     cdef int _epoll
     cdef int _listener
     cdef uint64_t _listener_data
@@ -153,6 +154,8 @@ cdef class Watch:
     def look(self, bint draining=False) -> int:
         """Look at all connections and end those that take too long. Return how many are open."""
         cdef double now = monotonic()
+        if draining and self._draining_since == 0:
+            self._draining_since = now
         self._scan(now, draining, False)
         if self.open >= self.max_connections:
             self._relieve(now)
@@ -217,9 +220,12 @@ cdef class Watch:
             if connection.phase == UNKNOWN:
                 connection.phase = OPAQUE
                 connection.since = now
-            if draining and connection.phase == OPAQUE:
-                # bjoern still answers what the socket holds, and closes it then.
+            if draining and connection.phase == OPAQUE and now - self._draining_since > QUIET:
+                # Its client has had time to ask, and to read that the connection is closed after the answer. bjoern
+                # still answers what the socket holds, and closes it then.
                 self._end(fd, connection, SHUT_RD, DRAINED, now)
+            elif connection.phase == CLOSING and now - connection.since > LINGER:
+                shutdown(fd, SHUT_RDWR)
             return 0
         if connection.phase == UNKNOWN:
             connection.phase = RECEIVING
@@ -290,7 +296,10 @@ cdef class Watch:
         return 0
 
     cdef int _relieve(self, double now) except -1:
-        """Make room at the connection limit: end those idle longest, then the requests incomplete for longest."""
+        """Make room at the connection limit: end those idle longest, then the requests incomplete for longest.
+
+        Of connections that tell nothing, the oldest are ended.
+        """
         cdef int fd
         cdef Connection* connection
         cdef list candidates = []
@@ -304,10 +313,13 @@ cdef class Watch:
                 candidates.append((0, connection.since, fd))
             elif connection.phase == RECEIVING and now - connection.since > PATIENCE:
                 candidates.append((1, connection.since, fd))
+            elif connection.phase == OPAQUE and now - connection.since > PATIENCE:
+                candidates.append((2, connection.since, fd))
         candidates.sort()
         for _, _, fd in candidates[:surplus]:
             connection = &self._connections[fd]
-            self._end(fd, connection, SHUT_RD if connection.phase == IDLE else SHUT_RDWR, CONNECTION_LIMIT, now)
+            # What a connection holds is still answered, unless it is known for an incomplete request.
+            self._end(fd, connection, SHUT_RDWR if connection.phase == RECEIVING else SHUT_RD, CONNECTION_LIMIT, now)
         return 0
 
     cdef int _listen(self, bint on) except -1:

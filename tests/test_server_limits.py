@@ -368,3 +368,31 @@ def test_worker_over_its_memory_is_replaced(star_model: Path, client: Client) ->
         assert not seen.errors
         assert not seen.refused_connections
         assert metric(server, 'pyserve_workers_ended_total{cause="replaced"}') == 1
+
+
+def test_unix_socket_is_served_at_the_connection_limit(star_model: Path, tmp_path: Path) -> None:
+    """Connections of which nothing is known do not keep others out for ever."""
+    path = tmp_path / "socket"
+    options = [
+        "--workers",
+        "1",
+        "--max-connections",
+        "20",
+        "--unix-socket",
+        str(path),
+        "--admin-address",
+        "127.0.0.1:0",
+    ]
+    ready = r"health and metrics on http://127\.0\.0\.1:(\d+)"
+    with contextlib.ExitStack() as held, serve(star_model, *options, ready=ready) as server:
+        wait_for_log(server, " ready ")
+        for _ in range(25):
+            connection = held.enter_context(socket.socket(socket.AF_UNIX))
+            connection.connect(str(path))
+            connection.sendall(form_request(b"great")[:-1])
+        wait_for(lambda: metric(server, "pyserve_connections_open") >= 20, "the limit")
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(10)
+            connection.connect(str(path))
+            connection.sendall(form_request(b"great"))
+            assert read_reply(connection.makefile("rb")).status == 200

@@ -400,6 +400,31 @@ def test_unix_socket_reloads_and_leaves_nothing_behind(star_model: Path, client:
     assert not path.exists()
 
 
+def test_unix_socket_loses_nothing(star_model: Path, expected: dict[bytes, bytes], tmp_path: Path) -> None:
+    """Neither to reloads nor to the end, and a request that has begun is answered."""
+    path = tmp_path / "socket"
+    with serve(star_model, "--workers", "2", "--unix-socket", str(path), ready=r"serving .* on unix:") as server:
+        wait_for_log(server, " ready ")
+        with load(path, expected, pause=0.01) as seen, socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(10)
+            for turn in range(1, 4):
+                wait_for_answers(seen)
+                server.process.send_signal(signal.SIGHUP)
+                wait_for_log(server, "cause=reloaded", 2 * turn)
+            assert not seen.errors
+            connection.connect(str(path))
+            connection.sendall(form_request(b"great")[:-2])
+            # Whoever accepts takes the first that waits: this is one that came later.
+            wait_for_answers(seen)
+            closes = seen.closes
+            server.process.send_signal(signal.SIGTERM)
+            wait_for(lambda: seen.closes > closes, "draining")
+            connection.sendall(form_request(b"great")[-2:])
+            assert read_reply(connection.makefile("rb")).body == expected[b"great"]
+            assert server.process.wait(10) == 0
+        assert not seen.errors
+
+
 def test_ipv6(star_model: Path, client: Client) -> None:
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
