@@ -117,14 +117,14 @@ cdef class Metrics:
     def set_service(self, str state) -> None:
         self.ledger.service = STATES.index(state)
 
-    def set_model(self, str name, str sha256, labels) -> list:
+    def set_model(self, str name, str sha256, labels, uint64_t loaded_at=0) -> list:
         """Tell which model is served. Return the numbers under which the predictions of its labels are counted."""
         cdef uint64_t i
         cdef bytes text
         known = {self.ledger.labels[i][:strlen(self.ledger.labels[i])]: i for i in range(self.ledger.label_count)}
         copy_text(self.ledger.model_name, NAME_BYTES, name)
         copy_text(self.ledger.model_sha256, NAME_BYTES, sha256)
-        self.ledger.loaded_at = <uint64_t>time.time()
+        self.ledger.loaded_at = loaded_at or <uint64_t>time.time()
         numbers = []
         for label in labels:
             text = shorten(label, LABEL_BYTES)

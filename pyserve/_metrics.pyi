@@ -38,7 +38,7 @@ class Metrics:
     def set_service(self, state: str) -> None:
         """Tell the state of the whole service, one of ``STATES``."""
 
-    def set_model(self, name: str, sha256: str, labels: Iterable[str]) -> list[int]:
+    def set_model(self, name: str, sha256: str, labels: Iterable[str], loaded_at: int = 0) -> list[int]:
         """Tell which model is served. Return the numbers under which the predictions of its labels are counted."""
 
     def count_start(self) -> None:

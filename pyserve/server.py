@@ -308,10 +308,12 @@ class Manager(Arbiter):  # type: ignore[misc]
         """Give what was loaded to the workers that start from now on."""
         from pyserve import health  # its library is loaded once, for all workers
 
-        numbers = self.metrics.set_model(loaded.name, loaded.sha256, loaded.labels)
+        model = (loaded.name, loaded.sha256, loaded.labels)
+        loaded_at = int(time.time())
+        numbers = self.metrics.set_model(*model, loaded_at)
         if not self.options.admin_listener:
             health.add_routes(loaded.application.falcon_app, self.metrics)  # type: ignore[attr-defined]
-        self.app.callable = Service(loaded.application, tuple(numbers))
+        self.app.callable = Service(loaded.application, tuple(numbers), model, loaded_at)
         settle_memory()
 
     def make_admin_service(self) -> Service:
@@ -614,6 +616,8 @@ class Manager(Arbiter):  # type: ignore[misc]
         """Go back to what served before, whose workers are still there."""
         logger.error("reload undone, workers cannot start with the new model: the model of before goes on serving")
         self.metrics.count_reload(failed=True)
+        if self.previous and self.previous.model:
+            self.metrics.set_model(*self.previous.model, self.previous.loaded_at)
         self.app.callable = self.previous
         self.generation = self.previous_generation
         self.previous = None

@@ -68,10 +68,14 @@ class Service:
     Attributes:
         application: the WSGI application.
         label_numbers: the numbers under which predictions are counted.
+        model: the model's file name, checksum and labels, or None where there is no model.
+        loaded_at: when the model was loaded, in seconds since the epoch.
     """
 
     application: Callable[..., Iterable[bytes]]
     label_numbers: tuple[int, ...] = ()
+    model: tuple[str, str, tuple[str, ...]] | None = None
+    loaded_at: int = 0
 
 
 class BjoernWorker(Worker):  # type: ignore[misc]

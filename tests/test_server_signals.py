@@ -257,6 +257,49 @@ def test_reload_with_damaged_model_changes_nothing(
         assert b'pyserve_reloads_total{result="success"} 1.0' in text
 
 
+def test_reload_that_no_worker_survives_is_undone(
+    star_model: Path, hostile_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that passes every check, but with which no worker starts: all is as before."""
+    marker = tmp_path / "marker"
+    patch_program(
+        monkeypatch,
+        tmp_path,
+        f"""
+import os
+from pyserve import worker
+run = worker.BjoernWorker.run
+def fail(self):
+    if os.path.exists({str(marker)!r}):
+        os._exit(1)
+    run(self)
+worker.BjoernWorker.run = fail
+""",
+    )
+    model = tmp_path / "served.bin"
+    model.write_bytes(star_model.read_bytes())
+    with serve(model, "--workers", "2") as server:
+        wait_for_log(server, " ready ")
+
+        def describe() -> list[bytes]:
+            lines = server.request(b"", "GET", "/metrics")[1].splitlines()
+            return [line for line in lines if line.startswith(b"pyserve_model_")]
+
+        before = workers_of(server), describe(), server.request(b"text=great")
+        marker.touch()
+        replacement = tmp_path / "new.bin"
+        replacement.write_bytes(hostile_model.read_bytes())
+        replacement.replace(model)
+        server.process.send_signal(signal.SIGHUP)
+        wait_for_log(server, "reload undone")
+        assert (workers_of(server), describe(), server.request(b"text=great")) == before
+        assert b'pyserve_reloads_total{result="failure"} 1.0' in server.request(b"", "GET", "/metrics")[1]
+        marker.unlink()
+        server.process.send_signal(signal.SIGHUP)
+        wait_for_log(server, " reloaded ")
+        assert describe() != before[1]
+
+
 def test_killed_worker_is_replaced(star_model: Path, expected: dict[bytes, bytes]) -> None:
     with serve(star_model, "--workers", "2") as server:
         wait_for_log(server, " ready ")
