@@ -97,6 +97,9 @@ cdef struct Connection:
 cdef enum Cause:  # the order of _metrics.CLOSED
     REQUEST_TIMEOUT, IDLE_TIMEOUT, ANSWER_TIMEOUT, BODY_TOO_LARGE, CONNECTION_LIMIT, DRAINED
 
+# The bytes of "HTTP/1.1 100 Continue" and its empty line; every answer has more.
+cdef enum:
+    CONTINUE = 25
 # Room for a request's header and for what may arrive between two looks.
 cdef enum:
     HEADER_ALLOWANCE = 1024 * 1024
@@ -214,6 +217,7 @@ cdef class Watch:
     cdef int _judge(self, int fd, Connection* connection, double now, bint draining) except -1:
         """Bring what is known of a connection up to date, and end it where it has run out of time."""
         cdef tcp_info info
+        cdef uint64_t grown
         cdef socklen_t size = sizeof(tcp_info)
         memset(&info, 0, sizeof(tcp_info))
         if getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) != 0:
@@ -234,8 +238,15 @@ cdef class Watch:
             if now - connection.since > LINGER:
                 shutdown(fd, SHUT_RDWR)
             return 0
-        if info.tcpi_bytes_sent != connection.sent:
-            connection.sent = info.tcpi_bytes_sent
+        grown = info.tcpi_bytes_sent - info.tcpi_bytes_retrans - connection.sent
+        connection.sent += grown
+        if 0 < grown <= CONTINUE and info.tcpi_bytes_received > connection.received_before:
+            # Not an answer: a request has come in part, and the rest was asked for.
+            connection.received = info.tcpi_bytes_received
+            if connection.phase != RECEIVING:
+                connection.phase = RECEIVING
+                connection.since = now
+        elif grown:
             connection.received_before = connection.received = info.tcpi_bytes_received
             connection.phase = RECEIVING if info.tcpi_last_data_recv < info.tcpi_last_data_sent else IDLE
             connection.since = now - 1e-3 * min(info.tcpi_last_data_recv, info.tcpi_last_data_sent)

@@ -101,6 +101,26 @@ def test_dripping_request_is_cut_off(impatient: Server) -> None:
                 received += connection.recv(65536)
 
 
+@pytest.mark.parametrize("earlier", [0, 1])
+def test_request_that_was_told_to_continue_is_cut_off(star_model: Path, earlier: int) -> None:
+    """``100 Continue`` does not make an incomplete request an idle connection."""
+    with serve(star_model, "--workers", "1", "--request-timeout", "1", "--keep-alive", "60") as server:
+        wait_for_log(server, " ready ")
+        with connect(server) as connection, connection.makefile("rb") as stream:
+            for _ in range(earlier):
+                connection.sendall(form_request(b"great"))
+                assert read_reply(stream).status == 200
+                # A look at more connections is one at this answer, too.
+                with many(server, 5, b""):
+                    wait_for(lambda: metric(server, "pyserve_connections_open") >= 6, "a look")
+            connection.sendall(HEAD + b"Expect: 100-continue\r\nContent-Length: 100\r\n\r\n")
+            assert stream.readline() == b"HTTP/1.1 100 Continue\r\n"
+            assert stream.readline() == b"\r\n"
+            assert read_reply(stream).status == 408
+            assert stream.read() == b""
+        assert closed_for(server, "request_timeout") == 1
+
+
 def test_second_request_is_cut_off_too(impatient: Server) -> None:
     with connect(impatient) as connection, connection.makefile("rb") as stream:
         connection.sendall(form_request(b"great"))
