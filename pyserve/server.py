@@ -23,6 +23,7 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
 
 from pyserve._metrics import Metrics
+from pyserve.log import fill_standard_descriptors
 from pyserve.worker import RESERVED_DESCRIPTORS, BjoernWorker, Limits, Service
 
 logger = logging.getLogger("pyserve")
@@ -87,6 +88,7 @@ def listen(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
     Raises:
         ServeError: the address is in use, is not one of this machine or may not be used.
     """
+    fill_standard_descriptors()  # a worker's standard error would take the place of the socket
     shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
@@ -112,6 +114,7 @@ def listen_unix(path: Path) -> socket.socket:
     Raises:
         ServeError: the path is in use or may not be used.
     """
+    fill_standard_descriptors()
     server = socket.socket(socket.AF_UNIX)
     try:
         if is_abandoned(path):
