@@ -59,8 +59,10 @@ cdef extern from "linux/tcp.h" nogil:
         uint32_t tcpi_notsent_bytes
         uint32_t tcpi_last_data_sent  # milliseconds ago
         uint32_t tcpi_last_data_recv
+        uint64_t tcpi_bytes_acked
         uint64_t tcpi_bytes_received
-        uint64_t tcpi_bytes_sent
+        uint64_t tcpi_bytes_sent  # again and again, where they had to be
+        uint64_t tcpi_bytes_retrans
 
 cdef extern from "sys/epoll.h" nogil:
     ctypedef union epoll_data_t:
@@ -86,6 +88,8 @@ cdef struct Connection:
     Phase phase
     double since  # when the phase began
     double writing_since  # since when there is something that the client has not taken, or 0
+    uint64_t written  # all bytes written to the client, when writing_since was set
+    uint64_t asked  # all bytes received from it then
     uint64_t sent
     uint64_t received
     uint64_t received_before  # when the phase began
@@ -93,6 +97,9 @@ cdef struct Connection:
 cdef enum Cause:  # the order of _metrics.CLOSED
     REQUEST_TIMEOUT, IDLE_TIMEOUT, ANSWER_TIMEOUT, BODY_TOO_LARGE, CONNECTION_LIMIT, DRAINED
 
+# The bytes of "HTTP/1.1 100 Continue" and its empty line; every answer has more.
+cdef enum:
+    CONTINUE = 25
 # Room for a request's header and for what may arrive between two looks.
 cdef enum:
     HEADER_ALLOWANCE = 1024 * 1024
@@ -118,6 +125,7 @@ cdef class Watch:
     cdef Connection* _connections
     cdef int _size
     cdef uint64_t _scans
+    cdef double _draining_since
     cdef int _epoll
     cdef int _listener
     cdef uint64_t _listener_data
@@ -149,6 +157,8 @@ cdef class Watch:
     def look(self, bint draining=False) -> int:
         """Look at all connections and end those that take too long. Return how many are open."""
         cdef double now = monotonic()
+        if draining and self._draining_since == 0:
+            self._draining_since = now
         self._scan(now, draining, False)
         if self.open >= self.max_connections:
             self._relieve(now)
@@ -207,15 +217,19 @@ cdef class Watch:
     cdef int _judge(self, int fd, Connection* connection, double now, bint draining) except -1:
         """Bring what is known of a connection up to date, and end it where it has run out of time."""
         cdef tcp_info info
+        cdef uint64_t grown
         cdef socklen_t size = sizeof(tcp_info)
         memset(&info, 0, sizeof(tcp_info))
         if getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) != 0:
             if connection.phase == UNKNOWN:
                 connection.phase = OPAQUE
                 connection.since = now
-            if draining and connection.phase == OPAQUE:
-                # bjoern still answers what the socket holds, and closes it then.
+            if draining and connection.phase == OPAQUE and now - self._draining_since > QUIET:
+                # Its client has had time to ask, and to read that the connection is closed after the answer. bjoern
+                # still answers what the socket holds, and closes it then.
                 self._end(fd, connection, SHUT_RD, DRAINED, now)
+            elif connection.phase == CLOSING and now - connection.since > LINGER:
+                shutdown(fd, SHUT_RDWR)
             return 0
         if connection.phase == UNKNOWN:
             connection.phase = RECEIVING
@@ -224,8 +238,15 @@ cdef class Watch:
             if now - connection.since > LINGER:
                 shutdown(fd, SHUT_RDWR)
             return 0
-        if info.tcpi_bytes_sent != connection.sent:
-            connection.sent = info.tcpi_bytes_sent
+        grown = info.tcpi_bytes_sent - info.tcpi_bytes_retrans - connection.sent
+        connection.sent += grown
+        if 0 < grown <= CONTINUE and info.tcpi_bytes_received > connection.received_before:
+            # Not an answer: a request has come in part, and the rest was asked for.
+            connection.received = info.tcpi_bytes_received
+            if connection.phase != RECEIVING:
+                connection.phase = RECEIVING
+                connection.since = now
+        elif grown:
             connection.received_before = connection.received = info.tcpi_bytes_received
             connection.phase = RECEIVING if info.tcpi_last_data_recv < info.tcpi_last_data_sent else IDLE
             connection.since = now - 1e-3 * min(info.tcpi_last_data_recv, info.tcpi_last_data_sent)
@@ -236,8 +257,14 @@ cdef class Watch:
                 connection.since = now
         if info.tcpi_unacked == 0 and info.tcpi_notsent_bytes == 0:
             connection.writing_since = 0
-        elif connection.writing_since == 0:
+        elif connection.writing_since == 0 or (
+            # A client that goes on asking takes an answer with its next request: there is always one on its way. What
+            # it asks for now was not there when the time began, and what was there it has taken.
+            info.tcpi_bytes_acked >= connection.written and info.tcpi_bytes_received > connection.asked
+        ):
             connection.writing_since = now
+            connection.written = info.tcpi_bytes_sent - info.tcpi_bytes_retrans + info.tcpi_notsent_bytes
+            connection.asked = info.tcpi_bytes_received
 
         if connection.writing_since and now - connection.writing_since > self.request_timeout:
             self._end(fd, connection, SHUT_RDWR, ANSWER_TIMEOUT, now)
@@ -280,7 +307,10 @@ cdef class Watch:
         return 0
 
     cdef int _relieve(self, double now) except -1:
-        """Make room at the connection limit: end those idle longest, then the requests incomplete for longest."""
+        """Make room at the connection limit: end those idle longest, then the requests incomplete for longest.
+
+        Of connections that tell nothing, the oldest are ended.
+        """
         cdef int fd
         cdef Connection* connection
         cdef list candidates = []
@@ -294,10 +324,13 @@ cdef class Watch:
                 candidates.append((0, connection.since, fd))
             elif connection.phase == RECEIVING and now - connection.since > PATIENCE:
                 candidates.append((1, connection.since, fd))
+            elif connection.phase == OPAQUE and now - connection.since > PATIENCE:
+                candidates.append((2, connection.since, fd))
         candidates.sort()
         for _, _, fd in candidates[:surplus]:
             connection = &self._connections[fd]
-            self._end(fd, connection, SHUT_RD if connection.phase == IDLE else SHUT_RDWR, CONNECTION_LIMIT, now)
+            # What a connection holds is still answered, unless it is known for an incomplete request.
+            self._end(fd, connection, SHUT_RDWR if connection.phase == RECEIVING else SHUT_RD, CONNECTION_LIMIT, now)
         return 0
 
     cdef int _listen(self, bint on) except -1:

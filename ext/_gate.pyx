@@ -50,7 +50,7 @@ logger = logging.getLogger("pyserve")
 access_logger = logging.getLogger("pyserve.access")
 
 cdef enum Refusal:  # the order of _metrics.REFUSED
-    PIPELINED, LENGTH, TRANSFER_ENCODING, MEMORY, NO_PATH
+    PIPELINED, LENGTH, TRANSFER_ENCODING, MEMORY, NO_PATH, NO_LIMITS
 
 cdef tuple CLOSE = ("connection", "close")
 cdef str REQUEST_ID = "x-request-id"
@@ -130,6 +130,7 @@ cdef inline object value_of(dict environ, str key):
 cdef class Gate:
     cdef readonly object application
     cdef readonly bint draining
+    cdef bint _limited  # whether every body must be one of ours
     cdef Entry _entry
     cdef Metrics _metrics
     cdef Block* _block
@@ -142,8 +143,10 @@ cdef class Gate:
     def __cinit__(self):
         self._recorder = NULL
 
-    def __init__(self, application, Metrics metrics not None, int slot, *, label_numbers=(), uint64_t log_every=0):
+    def __init__(self, application, Metrics metrics not None, int slot, *, label_numbers=(), uint64_t log_every=0,
+                 bint limited=False):
         self.application = application
+        self._limited = limited
         self._metrics = metrics
         self._block = metrics.block(slot)
         self._id_prefix = os.urandom(8).hex()
@@ -224,11 +227,13 @@ cdef class Gate:
                 headers.append((REQUEST_ID, request_id))
         if self.draining:
             headers.append(CLOSE)
-        start_response(STATUS_OK, headers)
-        block.requests[<int>ROUTE_INFER][0] += 1
         stream = lookup(environ, "wsgi.input")
         if type(<object>stream) is Body:
             block.bytes_in += <uint64_t>(<Body>stream).received
+        elif self._limited:
+            return self._refuse_unlimited(start_response, ROUTE_INFER)
+        start_response(STATUS_OK, headers)
+        block.requests[<int>ROUTE_INFER][0] += 1
         block.bytes_out += <uint64_t>PyBytes_GET_SIZE(reply)
         start = now_ticks(&self._metrics.clock) - start
         observe(&block.latency, &self._metrics.clock, start)
@@ -278,6 +283,8 @@ cdef class Gate:
                 descriptor = client_descriptor(<PyObject*>start_response, lookup(environ, "REMOTE_ADDR"))
             # An environ that is kept must not look like a lost request.
             environ["REMOTE_ADDR"] = (value_of(environ, "REMOTE_ADDR") + " ")[:-1]
+        elif self._limited:
+            return self._refuse_unlimited(start_response, route)
         environ["pyserve.request_id"] = request_id
         begin = StartResponse.__new__(StartResponse)
         begin._start_response = start_response
@@ -351,6 +358,13 @@ cdef class Gate:
             "pipelining is not supported: send the next request after the answer to this one", PIPELINED,
             ROUTE_OTHER, self.make_id(),
         )
+
+    cdef object _refuse_unlimited(self, start_response, Route route):
+        """Refuse a request whose body has no limit, and have this process replaced by one that has limits."""
+        logger.error("a worker has no limit on bodies and is replaced")
+        self.ask_to_leave(_metrics.LEAVING.index("no_limits"))
+        return self._refuse(start_response, "500 Internal Server Error", "An internal server error has occurred",
+                            NO_LIMITS, route, self.make_id())
 
     cdef object _refuse(self, start_response, str status, str message, int cause, Route route, str request_id):
         """Answer with an error and have the connection closed."""

@@ -1,7 +1,7 @@
 """Counters in memory that the arbiter and its workers share.
 
 The memory is mapped before the first fork: a ledger that only the arbiter writes, and a block for each worker that only
-this worker writes. A block outlives its worker and is handed on, so that the sums never go backwards.
+this worker writes, but for its state before it runs and after it ended and for ``retired``. A block outlives its worker and is handed on, so that the sums never go backwards.
 """
 
 import os
@@ -25,13 +25,13 @@ BOUNDS = (
 ROUTES = ("/inferreview", "/model", "/livez", "/readyz", "/metrics", "other")
 STATUSES = ("200", "400", "404", "405", "406", "408", "413", "415", "500", "503", "other", "other_5xx")
 # Why a request was refused before it reached a responder.
-REFUSED = ("pipelined", "length", "transfer_encoding", "memory", "no_path")
+REFUSED = ("pipelined", "length", "transfer_encoding", "memory", "no_path", "no_limits")
 # Why a connection was closed that the client might have kept.
 CLOSED = ("request_timeout", "idle", "answer_timeout", "body_too_large", "connection_limit", "drained")
 # Why a worker ended.
 ENDED = ("stopped", "reloaded", "replaced", "timeout", "killed", "crashed", "boot_failed")
 # Why a worker asks to be replaced.
-LEAVING = ("", "memory")
+LEAVING = ("", "memory", "no_limits", "terminated")
 STATES = ("free", "booting", "ready", "draining")
 
 
@@ -97,28 +97,34 @@ cdef class Metrics:
             if self.block(slot).state == STATE_FREE:
                 self.block(slot).state = STATE_BOOTING
                 self.block(slot).leaving = 0
+                self.block(slot).retired = 0
                 return slot
-        raise RuntimeError("there are more workers than slots")
+        raise RuntimeError("too many workers are still on their way down")
 
     def release(self, int slot) -> None:
         cdef Block* block = self.block(slot)
         block.state = STATE_FREE
         block.pid = 0
         block.leaving = 0
+        block.retired = 0
         block.open_connections = 0
         block.resident_bytes = 0
+
+    def retire(self, int slot) -> None:
+        """Tell a worker that it ends because the arbiter says so, and that others take what waits."""
+        self.block(slot).retired = 1
 
     def set_service(self, str state) -> None:
         self.ledger.service = STATES.index(state)
 
-    def set_model(self, str name, str sha256, labels) -> list:
+    def set_model(self, str name, str sha256, labels, uint64_t loaded_at=0) -> list:
         """Tell which model is served. Return the numbers under which the predictions of its labels are counted."""
         cdef uint64_t i
         cdef bytes text
         known = {self.ledger.labels[i][:strlen(self.ledger.labels[i])]: i for i in range(self.ledger.label_count)}
         copy_text(self.ledger.model_name, NAME_BYTES, name)
         copy_text(self.ledger.model_sha256, NAME_BYTES, sha256)
-        self.ledger.loaded_at = <uint64_t>time.time()
+        self.ledger.loaded_at = loaded_at or <uint64_t>time.time()
         numbers = []
         for label in labels:
             text = shorten(label, LABEL_BYTES)
@@ -153,6 +159,9 @@ cdef class Metrics:
 
     def state(self, int slot) -> str:
         return STATES[self.block(slot).state]
+
+    def retired(self, int slot) -> bool:
+        return self.block(slot).retired != 0
 
     def leaving(self, int slot) -> str:
         return LEAVING[self.block(slot).leaving]

@@ -37,6 +37,7 @@ cdef struct Tally:
 cdef struct Block:
     uint64_t state
     uint64_t pid
+    uint64_t retired  # whether the arbiter has told the worker to end; the arbiter writes it
     uint64_t leaving  # why the worker asks to be replaced, as a number of LEAVING, or 0
     uint64_t open_connections
     uint64_t resident_bytes

@@ -39,6 +39,7 @@ class Gate:
         slot: this worker's in the metrics.
         label_numbers: the numbers under which predictions are counted, one for each label of the classifier.
         log_every: of how many requests one is logged; 0 logs none.
+        limited: whether a request whose body has no limit is refused.
     """
 
     @property
@@ -57,6 +58,7 @@ class Gate:
         *,
         label_numbers: Sequence[int] = (),
         log_every: int = 0,
+        limited: bool = False,
     ) -> None: ...
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]: ...
     def handle(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:

@@ -33,10 +33,12 @@ class Metrics:
     def release(self, slot: int) -> None:
         """Give back the slot of a worker that ended; its counts stay."""
 
+    def retire(self, slot: int) -> None:
+        """Tell a worker that it ends because the arbiter says so, and that others take what waits."""
     def set_service(self, state: str) -> None:
         """Tell the state of the whole service, one of ``STATES``."""
 
-    def set_model(self, name: str, sha256: str, labels: Iterable[str]) -> list[int]:
+    def set_model(self, name: str, sha256: str, labels: Iterable[str], loaded_at: int = 0) -> list[int]:
         """Tell which model is served. Return the numbers under which the predictions of its labels are counted."""
 
     def count_start(self) -> None:
@@ -54,6 +56,8 @@ class Metrics:
     def state(self, slot: int) -> str:
         """Return the state of the worker in a slot."""
 
+    def retired(self, slot: int) -> bool:
+        """Tell whether the arbiter told a worker to end."""
     def leaving(self, slot: int) -> str:
         """Return why the worker in a slot asks to be replaced, or nothing where it does not."""
 

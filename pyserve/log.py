@@ -52,10 +52,20 @@ class JSONFormatter(logging.Formatter):
         return json.dumps(document, default=str)
 
 
+def fill_standard_descriptors() -> None:
+    """Open the null device for each standard stream that is closed, so that nothing else takes its descriptor."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+
+
 def set_up(log_format: str) -> None:
     """Write what this package logs to standard error, in one of ``FORMATS``."""
+    fill_standard_descriptors()
     # A descriptor of its own: what else is written to a worker's standard error is not for the log as it is.
-    handler = logging.StreamHandler(os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding="utf-8", buffering=1))
+    handler = logging.StreamHandler(
+        os.fdopen(os.dup(sys.stderr.fileno() if sys.stderr else 2), "w", encoding="utf-8", buffering=1)
+    )
     handler.setFormatter(JSONFormatter() if log_format == "json" else TextFormatter())
     logger = logging.getLogger("pyserve")
     logger.handlers = [handler]

@@ -24,6 +24,7 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
 
 from pyserve._metrics import Metrics
+from pyserve.log import fill_standard_descriptors
 from pyserve.worker import RESERVED_DESCRIPTORS, BjoernWorker, Limits, Service
 
 logger = logging.getLogger("pyserve")
@@ -95,6 +96,7 @@ def listen(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
     Raises:
         ServeError: the address is in use, is not one of this machine or may not be used.
     """
+    fill_standard_descriptors()  # a worker's standard error would take the place of the socket
     shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
@@ -120,6 +122,7 @@ def listen_unix(path: Path) -> socket.socket:
     Raises:
         ServeError: the path is in use or may not be used.
     """
+    fill_standard_descriptors()
     server = socket.socket(socket.AF_UNIX)
     try:
         if is_abandoned(path):
@@ -240,15 +243,21 @@ class GunicornLog:
         logger.warning(message, *args)
 
     def error(self, message: str, *args: object, **kwargs: object) -> None:
-        """Log an error."""
-        logger.error(message, *args)
+        """Log an error, with the kind of the exception where there is one."""
+        if kwargs.get("exc_info"):
+            self.exception(message, *args)
+        else:
+            logger.error(message, *args)
 
     critical = error
 
     def exception(self, message: str, *args: object, **kwargs: object) -> None:
         """Log an error without its values: they may hold a user's text."""
-        kind = sys.exc_info()[0]
-        logger.error(message, *args, extra={"exception": kind.__name__ if kind else None})
+        kind, error, _ = sys.exc_info()
+        fields = {"exception": kind.__name__ if kind else None}
+        if isinstance(error, OSError) and error.strerror:
+            fields["reason"] = error.strerror
+        logger.error(message, *args, extra=fields)
 
 
 class Application(BaseApplication):  # type: ignore[misc]
@@ -296,6 +305,7 @@ class Manager(Arbiter):  # type: ignore[misc]
         self.stopping = False
         self.was_ready = False
         self.failures = 0  # workers that died young, one after the other
+        self.refusals = 0  # attempts to make a process that the system refused, one after the other
         self.next_spawn = 0.0
         self.previous: Service | None = None
         self.is_overwritten = self.previous_is_overwritten = is_never_overwritten
@@ -310,10 +320,12 @@ class Manager(Arbiter):  # type: ignore[misc]
         """Give what was loaded to the workers that start from now on."""
         from pyserve import health  # its library is loaded once, for all workers
 
-        numbers = self.metrics.set_model(loaded.name, loaded.sha256, loaded.labels)
+        model = (loaded.name, loaded.sha256, loaded.labels)
+        loaded_at = int(time.time())
+        numbers = self.metrics.set_model(*model, loaded_at)
         if not self.options.admin_listener:
             health.add_routes(loaded.application.falcon_app, self.metrics)  # type: ignore[attr-defined]
-        self.app.callable = Service(loaded.application, tuple(numbers))
+        self.app.callable = Service(loaded.application, tuple(numbers), model, loaded_at)
         self.is_overwritten = loaded.is_overwritten
         settle_memory()
 
@@ -342,43 +354,88 @@ class Manager(Arbiter):  # type: ignore[misc]
         """Tell whether a worker takes requests."""
         return self.metrics.state(worker.slot) == "ready"
 
+    def try_to_spawn(self, is_admin: bool = False) -> None:
+        """Start a worker, or note when to try again where the system has no room for it at the moment."""
+        try:
+            self.spawn_worker(is_admin)
+        except (OSError, RuntimeError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            self.refusals += 1
+            delay = min(MOST_DELAY, 0.25 * 2 ** min(self.refusals - 1, 10))
+            self.next_spawn = time.monotonic() + delay
+            logger.error("a worker cannot be started: %s", reason, extra={"next_attempt_in_seconds": delay})
+            if self.refusals >= MOST_FAILURES and not self.was_ready:
+                raise HaltServer("no worker could start", 1) from None
+        else:
+            self.refusals = 0
+
     def spawn_worker(self, is_admin: bool = False) -> int:
-        """Start a worker. Return its process id."""
+        """Start a worker. Return its process id.
+
+        Raises:
+            OSError: the system refuses a file or a process.
+            RuntimeError: too many workers are still on their way down.
+        """
         self.worker_age += 1
         worker = BjoernWorker(
             self.worker_age, os.getpid(), self.LISTENERS, self.app, self.timeout / 2.0, self.cfg, GunicornLog(self.cfg)
         )
         worker.metrics = self.metrics
-        worker.slot = self.metrics.claim()
         worker.limits = self.options.limits
         worker.is_admin = is_admin
         worker.generation = self.generation
         worker.born = time.monotonic()
-        worker.output, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         worker.retired_at = 0.0
         worker.retired_for = ""
-        taken = {other.listener for other in self.serving()}
-        free = [listener for listener in self.options.listeners if listener not in taken] or self.options.listeners
-        worker.listener = (self.options.admin_listener if is_admin else None) or free[0]
+        worker.listener = (self.options.admin_listener if is_admin else None) or self.choose_listener()
+        with contextlib.ExitStack() as undo:
+            undo.callback(worker.tmp.close)
+            worker.slot = self.metrics.claim()
+            undo.callback(self.metrics.release, worker.slot)
+            worker.output, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+            undo.callback(os.close, worker.output)
+            try:
+                worker.pid = self.fork_worker(worker, writing)
+            finally:
+                os.close(writing)
+            undo.pop_all()
+        self.WORKERS[worker.pid] = worker
+        self.metrics.count_start()
+        logger.info("worker started", extra={"worker": worker.pid, "kind": "admin" if is_admin else "serving"})
+        return int(worker.pid)
+
+    def fork_worker(self, worker: BjoernWorker, output: int) -> int:
+        """Fork a process and have it be a worker. Return its id."""
         # The child must not act on signals before it has handlers of its own: they would be lost.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGQUIT, signal.SIGINT})
-        pid = os.fork()
-        if pid == 0:
-            os.dup2(writing, 2)
-            os.close(writing)
-            self.run_worker(worker)
-        os.close(writing)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGQUIT, signal.SIGINT})
-        worker.pid = pid
-        self.WORKERS[pid] = worker
-        self.metrics.count_start()
-        logger.info("worker started", extra={"worker": pid, "kind": "admin" if is_admin else "serving"})
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self.run_worker(worker, output)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGQUIT, signal.SIGINT})
         return pid
 
-    def run_worker(self, worker: BjoernWorker) -> NoReturn:
+    def is_fresh(self, worker: Any) -> bool:
+        """Tell whether a worker serves what was loaded last, and means to stay."""
+        return worker.generation == self.generation and not self.leaves(worker)
+
+    def choose_listener(self) -> socket.socket:
+        """Return the listener that the fewest of the workers accept from that are there to stay."""
+        taken = [worker.listener for worker in self.serving() if self.is_fresh(worker)]
+        return min(self.options.listeners, key=taken.count)
+
+    def choose_surplus(self, workers: list[Any]) -> Any:
+        """Return the worker that the others can best do without: the oldest on the most crowded listener."""
+        taken = [worker.listener for worker in self.serving()]
+        return max(workers, key=lambda worker: taken.count(worker.listener))
+
+    def run_worker(self, worker: BjoernWorker, output: int) -> NoReturn:
         """Be a worker until it ends."""
         status = 1
         try:
+            os.dup2(output, 2)
+            os.close(output)
             for sibling in self.WORKERS.values():
                 sibling.tmp.close()
                 os.close(sibling.output)
@@ -402,23 +459,23 @@ class Manager(Arbiter):  # type: ignore[misc]
             return
         now = time.monotonic()
         serving = self.serving()
-        fresh = [worker for worker in serving if worker.generation == self.generation and not self.leaves(worker)]
+        fresh = [worker for worker in serving if self.is_fresh(worker)]
         outdated = [worker for worker in serving if worker not in fresh]
-        starting = [worker for worker in serving if not self.is_up(worker)]
+        starting = [worker for worker in serving if self.metrics.state(worker.slot) == "booting"]
         if not self.was_ready and fresh and not starting and len(fresh) >= self.num_workers:
             self.was_ready = True
             self.metrics.set_service("ready")
             logger.info("ready", extra={"workers": len(fresh)})
         if self.options.admin_listener and not any(worker.is_admin for worker in self.WORKERS.values()):
             if now >= self.next_spawn:
-                self.spawn_worker(is_admin=True)
+                self.try_to_spawn(is_admin=True)
         elif len(serving) < self.num_workers:
             while now >= self.next_spawn and len(self.serving()) < self.num_workers:
-                self.spawn_worker()
+                self.try_to_spawn()
         elif len(serving) > self.num_workers and not starting:
-            self.retire((outdated or serving)[0], "reload" if outdated else "fewer")
+            self.retire(self.choose_surplus(outdated or serving), "reload" if outdated else "fewer")
         elif outdated and len(serving) == self.num_workers and now >= self.next_spawn:
-            self.spawn_worker()
+            self.try_to_spawn()
         elif self.previous and not outdated and not starting:
             self.previous, self.previous_is_overwritten = None, is_never_overwritten
             settle_memory()
@@ -436,6 +493,7 @@ class Manager(Arbiter):  # type: ignore[misc]
         """Tell a worker to end."""
         worker.retired_at = time.monotonic()
         worker.retired_for = self.metrics.leaving(worker.slot) or reason
+        self.metrics.retire(worker.slot)
         self.kill_worker(worker.pid, signal.SIGTERM)
 
     def is_busy(self) -> bool:
@@ -486,6 +544,7 @@ class Manager(Arbiter):  # type: ignore[misc]
     def bury(self, worker: Any, exit_code: int) -> None:
         """Log and count a worker that ended, and decide when the next one may start."""
         was_up = self.metrics.state(worker.slot) in {"ready", "draining"}
+        worker.retired_for = worker.retired_for or self.metrics.leaving(worker.slot)
         self.metrics.release(worker.slot)
         worker.tmp.close()
         self.read_output(worker)
@@ -541,11 +600,12 @@ class Manager(Arbiter):  # type: ignore[misc]
             return "timeout", shown
         if exit_code == 0 and self.stopping:
             return "stopped", shown
-        if exit_code == 0 and worker.retired_at:
+        if exit_code == 0 and worker.retired_for:
             return ("reloaded" if worker.retired_for == "reload" else "replaced"), shown
         if not was_up and exit_code >= 0:
             return "boot_failed", shown
-        return ("killed" if exit_code in {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGQUIT} else "crashed"), shown
+        # The status 0 of a worker that nobody replaces is that of SIGQUIT.
+        return ("killed" if exit_code in {0, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGQUIT} else "crashed"), shown
 
     # --- Signals
 
@@ -574,11 +634,18 @@ class Manager(Arbiter):  # type: ignore[misc]
         """Go back to what served before, whose workers are still there."""
         logger.error("reload undone, workers cannot start with the new model: the model of before goes on serving")
         self.metrics.count_reload(failed=True)
+        if self.previous and self.previous.model:
+            self.metrics.set_model(*self.previous.model, self.previous.loaded_at)
         self.app.callable = self.previous
         self.generation = self.previous_generation
         self.is_overwritten = self.previous_is_overwritten
         self.previous, self.previous_is_overwritten = None, is_never_overwritten
         self.failures = 0
+
+    def handle_ttou(self) -> None:
+        """Have one worker less, as long as each listener keeps one."""
+        if self.num_workers > len(self.options.listeners):
+            super().handle_ttou()
 
     def handle_term(self) -> NoReturn:
         """End, after what has been asked is answered."""

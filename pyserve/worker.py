@@ -29,6 +29,7 @@ logger = logging.getLogger("pyserve")
 TICK = 0.25  # seconds between two looks at the connections
 DRAIN_TICK = 0.1  # the same while draining; bjoern handles signals ten times a second
 SETTLING = 0.15  # seconds in which a handshake ends that has begun
+MOST_START = 10.0  # seconds for the loop to start
 HOUSEKEEPING = 2.0  # seconds between two looks at the memory
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 # Descriptors that are no connections: listeners, logs, the event loop and what a library may open.
@@ -67,10 +68,14 @@ class Service:
     Attributes:
         application: the WSGI application.
         label_numbers: the numbers under which predictions are counted.
+        model: the model's file name, checksum and labels, or None where there is no model.
+        loaded_at: when the model was loaded, in seconds since the epoch.
     """
 
     application: Callable[..., Iterable[bytes]]
     label_numbers: tuple[int, ...] = ()
+    model: tuple[str, str, tuple[str, ...]] | None = None
+    loaded_at: int = 0
 
 
 class BjoernWorker(Worker):  # type: ignore[misc]
@@ -113,6 +118,7 @@ class BjoernWorker(Worker):  # type: ignore[misc]
             self.metrics,
             self.slot,
             label_numbers=service.label_numbers,
+            limited=True,
             log_every=0 if self.is_admin else limits.log_every,
         )
         _body.set_limits(limits.max_body, limits.max_bodies)
@@ -131,7 +137,9 @@ class BjoernWorker(Worker):  # type: ignore[misc]
         self.private_at_start = 0
         self.next_housekeeping = 0.0
         self.loop_found = False
+        self.started = time.monotonic()
         self.closed_listener = False
+        self.settling_since = 0.0
 
         os.environ["LIBEV_FLAGS"] = "4"  # epoll, which Watch knows how to pause
         self.io = sys.modules["io"]
@@ -163,9 +171,14 @@ class BjoernWorker(Worker):  # type: ignore[misc]
         now = time.monotonic()
         self.notify()
         if not self.loop_found:
+            try:
+                self.watch.find_loop()
+            except OSError:
+                if now - self.started < MOST_START:
+                    return  # on a busy machine the timer may be faster than the loop
+                raise
             # The loop runs: it has its bodies' class and watches the listener.
             sys.modules["io"] = self.io
-            self.watch.find_loop()
             self.loop_found = True
             self.gate.begin(serves=not self.is_admin)
         if os.getppid() != self.ppid and not self.stopping_since:
@@ -173,6 +186,9 @@ class BjoernWorker(Worker):  # type: ignore[misc]
             self.stopping_since = now
         if self.stopping_since and not self.gate.draining:
             self.gate.drain()
+            if not self.metrics.retired(self.slot) and self.metrics.service() != "draining":
+                # Somebody else told it to end: with a successor, or with the whole service, which is told next.
+                self.gate.ask_to_leave(LEAVING.index("terminated"))
         connections = self.watch.look(self.gate.draining)
         self.gate.sweep()
         if now >= self.next_housekeeping:
@@ -197,11 +213,17 @@ class BjoernWorker(Worker):  # type: ignore[misc]
 
     def is_replaced(self) -> bool:
         """Tell whether the service goes on without this worker, so that others take the queued connections."""
-        return self.metrics.service() == "ready" and os.getppid() == self.ppid
+        return self.metrics.retired(self.slot) and self.metrics.service() == "ready" and os.getppid() == self.ppid
 
     def is_settled(self, now: float) -> bool:
-        """Tell whether the handshakes are over that had begun when the arbiter let no more begin, and none waits."""
-        return now - self.stopping_since > SETTLING and not has_waiting(self.listener)
+        """Tell whether the handshakes are over that had begun when the arbiter let no more begin, and none waits.
+
+        While the arbiter does not know of the end, handshakes begin, and what nobody accepts it resets when it ends.
+        """
+        if self.metrics.service() != "draining" and os.getppid() == self.ppid:
+            return False
+        self.settling_since = self.settling_since or now
+        return now - self.settling_since > SETTLING and not has_waiting(self.listener)
 
     def keep_house(self) -> None:
         """Tell the memory, and ask for a replacement where there is too much of it."""

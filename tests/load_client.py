@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 import pytest
@@ -71,23 +72,37 @@ def talk(port: int, *parts: bytes, seconds: float = 10) -> bytes:
 class Load:
     """What the clients saw: answers that were right, and everything else by name."""
 
-    def __init__(self, port: int, expected: dict[bytes, bytes]) -> None:
+    def __init__(self, address: int | Path, expected: dict[bytes, bytes], pause: float = 0) -> None:
         self.right = 0
         self.closes = 0
         self.refused_connections = 0
         self.errors: Counter[str] = Counter()
         self.end = threading.Event()
-        self._port = port
+        self._address = address
+        self._pause = pause
         self._expected = expected
         self._lock = threading.Lock()
+
+    def connect(self) -> socket.socket:
+        """Connect to a port of this machine or to a Unix socket."""
+        if isinstance(self._address, int):
+            return socket.create_connection(("127.0.0.1", self._address), timeout=10)
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(10)
+        try:
+            connection.connect(str(self._address))
+        except OSError:
+            connection.close()
+            raise
+        return connection
 
     def run(self, start: int) -> None:
         """Send requests, on one connection after the other."""
         texts = itertools.islice(itertools.cycle(self._expected), start, None)
         while not self.end.is_set():
             try:
-                connection = socket.create_connection(("127.0.0.1", self._port), timeout=10)
-            except ConnectionRefusedError:
+                connection = self.connect()
+            except (ConnectionRefusedError, FileNotFoundError):
                 self.refused_connections += 1
                 self.end.wait(0.02)
                 continue
@@ -98,6 +113,8 @@ class Load:
                         connection.sendall(form_request(text))
                         if self.count(text, read_reply(stream)):
                             break
+                        if self._pause:
+                            self.end.wait(self._pause)
                 except OSError as error:
                     with self._lock:
                         self.errors[repr(error)] += 1
@@ -114,9 +131,9 @@ class Load:
 
 
 @contextmanager
-def load(port: int, expected: dict[bytes, bytes], clients: int = 8) -> Iterator[Load]:
+def load(address: int | Path, expected: dict[bytes, bytes], clients: int = 8, pause: float = 0) -> Iterator[Load]:
     """Send requests, one after the other on each connection, until the end of the context."""
-    seen = Load(port, expected)
+    seen = Load(address, expected, pause)
     threads = [threading.Thread(target=seen.run, args=(number,), daemon=True) for number in range(clients)]
     for thread in threads:
         thread.start()

@@ -13,6 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
+import pytest
+
 from tests.support import FORM, ROUTE, deadline
 
 PYSERVE = [str(Path(sys.executable).with_name("pyserve"))]
@@ -30,6 +32,13 @@ def run(*arguments: str, stdin: bytes = b"", **environment: str) -> tuple[int, s
         [*PYSERVE, *arguments], check=False, input=stdin, capture_output=True, env=variables, timeout=60
     )
     return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+def patch_program(monkeypatch: pytest.MonkeyPatch, directory: Path, changes: str) -> None:
+    """Have the servers of a test run some statements first, to meet what hardly ever happens."""
+    script = directory / "changed.py"
+    script.write_text(f"{changes}\nfrom pyserve.cli import main\nmain()\n")
+    monkeypatch.setattr("tests.server.PYSERVE", [sys.executable, str(script)])
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import json
 import signal
 import socket
+import subprocess
 import threading
 import wsgiref.simple_server
 from collections.abc import Iterator
@@ -12,8 +13,9 @@ from urllib.request import Request, urlopen
 import pytest
 
 from pyserve import Classifier, create_app
-from tests.server import Server, serve
-from tests.support import ROUTE, Client
+from tests.load_client import form_request, read_reply
+from tests.server import PYSERVE, Server, clean_environment, serve
+from tests.support import ROUTE, Client, deadline
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +119,23 @@ def test_app_on_another_server(classifier: Classifier, client: Client) -> None:
         finally:
             other.shutdown()
             thread.join()
+
+
+def test_closed_standard_error(star_model: Path, tmp_path: Path) -> None:
+    """A server without standard streams serves, and takes none of its sockets for one."""
+    path = tmp_path / "socket"
+    command = [*PYSERVE, "serve", "--model", str(star_model), "--workers", "1", "--unix-socket", str(path)]
+    process = subprocess.Popen(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command], env=clean_environment())
+    try:
+        with deadline(20, "the start") as tick, socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(10)
+            while connection.connect_ex(str(path)):
+                assert process.poll() is None
+                tick()
+            connection.sendall(form_request(b"great"))
+            assert read_reply(connection.makefile("rb")).status == 200
+        process.terminate()
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.wait()

@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.load_client import form_request, load, plain, read_reply
-from tests.server import Server, serve
+from tests.server import Server, patch_program, serve
 from tests.support import Client, deadline, resident_bytes
 from tests.test_server_signals import wait_for, wait_for_log, workers_of
 
@@ -35,6 +36,11 @@ def metric(server: Server, name: str) -> float:
 def closed_for(server: Server, cause: str) -> float:
     """How many connections were closed for a cause."""
     return metric(server, f'pyserve_connections_closed_total{{cause="{cause}"}}')
+
+
+def refused_for(server: Server, cause: str) -> float:
+    """How many requests were refused for a cause."""
+    return metric(server, f'pyserve_requests_refused_total{{cause="{cause}"}}')
 
 
 @contextlib.contextmanager
@@ -95,6 +101,26 @@ def test_dripping_request_is_cut_off(impatient: Server) -> None:
                 received += connection.recv(65536)
 
 
+@pytest.mark.parametrize("earlier", [0, 1])
+def test_request_that_was_told_to_continue_is_cut_off(star_model: Path, earlier: int) -> None:
+    """``100 Continue`` does not make an incomplete request an idle connection."""
+    with serve(star_model, "--workers", "1", "--request-timeout", "1", "--keep-alive", "60") as server:
+        wait_for_log(server, " ready ")
+        with connect(server) as connection, connection.makefile("rb") as stream:
+            for _ in range(earlier):
+                connection.sendall(form_request(b"great"))
+                assert read_reply(stream).status == 200
+                # A look at more connections is one at this answer, too.
+                with many(server, 5, b""):
+                    wait_for(lambda: metric(server, "pyserve_connections_open") >= 6, "a look")
+            connection.sendall(HEAD + b"Expect: 100-continue\r\nContent-Length: 100\r\n\r\n")
+            assert stream.readline() == b"HTTP/1.1 100 Continue\r\n"
+            assert stream.readline() == b"\r\n"
+            assert read_reply(stream).status == 408
+            assert stream.read() == b""
+        assert closed_for(server, "request_timeout") == 1
+
+
 def test_second_request_is_cut_off_too(impatient: Server) -> None:
     with connect(impatient) as connection, connection.makefile("rb") as stream:
         connection.sendall(form_request(b"great"))
@@ -121,6 +147,34 @@ def test_busy_connection_is_kept(impatient: Server, client: Client) -> None:
             assert read_reply(stream).body == client(b"text=great").body
 
 
+@pytest.mark.skipif(not hasattr(socket, "TCP_QUICKACK"), reason="needs delayed acknowledgements")
+def test_answers_on_their_way_cut_nobody_off(impatient: Server) -> None:
+    """Clients that acknowledge an answer with their next request are busy, though one is always on its way."""
+    cut = closed_for(impatient, "answer_timeout")
+    end = time.monotonic() + 5
+    lost: list[str] = []
+
+    def ask(pause: float) -> None:
+        try:
+            with connect(impatient) as connection, connection.makefile("rb") as stream:
+                while time.monotonic() < end:
+                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+                    connection.sendall(form_request(b"great"))
+                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+                    assert read_reply(stream).status == 200
+                    time.sleep(pause)  # what a client does between two requests
+        except OSError as error:
+            lost.append(repr(error))
+
+    clients = [threading.Thread(target=ask, args=(0.02 + 0.001 * number,)) for number in range(20)]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join(20)
+    assert not lost
+    assert closed_for(impatient, "answer_timeout") == cut
+
+
 def test_answer_that_is_not_taken_is_cut_off(star_model: Path) -> None:
     with serve(star_model, "--workers", "1", "--request-timeout", "1.5", "--max-texts", "100000") as server:
         with socket.socket() as connection:
@@ -141,6 +195,56 @@ def test_body_over_the_limit(star_model: Path) -> None:
             chunk = b"1000\r\n" + b"a" * 0x1000 + b"\r\n"
             connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + chunk * 10 + b"0\r\n\r\n")
             assert read_reply(stream).status == 413
+
+
+EARLY_ALARM = """
+import os, signal, _bjoern
+run = _bjoern.server_run
+def run_late(*arguments):
+    os.kill(os.getpid(), signal.SIGALRM)
+    run(*arguments)
+_bjoern.server_run = run_late
+"""
+
+
+def test_timer_before_the_loop_lifts_no_limit(
+    star_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that the system lets wait just before its loop starts has the same limits."""
+    patch_program(monkeypatch, tmp_path, EARLY_ALARM)
+    with serve(star_model, "--workers", "1", "--max-body", "1000") as server:
+        wait_for_log(server, " ready ")
+        assert server.request(b"text=" + b"a" * 995)[0] == 200
+        assert server.request(b"text=" + b"a" * 996)[0] == 413
+        assert "ERROR" not in server.read_log()
+
+
+def test_worker_without_limits_answers_nothing(
+    star_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker whose bodies are not limited, for whatever reason, is replaced."""
+    marker = tmp_path / "marker"
+    patch_program(
+        monkeypatch,
+        tmp_path,
+        f"""
+import io, os, sys, _bjoern
+run = _bjoern.server_run
+def run_wrongly(*arguments):
+    if not os.path.exists({str(marker)!r}):
+        open({str(marker)!r}, "w").close()
+        sys.modules["io"] = io
+    run(*arguments)
+_bjoern.server_run = run_wrongly
+""",
+    )
+    with serve(star_model, "--workers", "1") as server:
+        wait_for_log(server, " ready ")
+        for method in ("POST", "GET"):
+            assert server.request(b"text=great" * (method == "POST"), method)[0] == 500
+        wait_for_log(server, "cause=replaced")
+        assert server.request(b"text=great")[0] == 200
+        assert refused_for(server, "no_limits") == 2
 
 
 def send_gigabytes(server: Server, gigabytes: int) -> bytes:
@@ -284,3 +388,31 @@ def test_worker_over_its_memory_is_replaced(star_model: Path, client: Client) ->
         assert not seen.errors
         assert not seen.refused_connections
         assert metric(server, 'pyserve_workers_ended_total{cause="replaced"}') == 1
+
+
+def test_unix_socket_is_served_at_the_connection_limit(star_model: Path, tmp_path: Path) -> None:
+    """Connections of which nothing is known do not keep others out for ever."""
+    path = tmp_path / "socket"
+    options = [
+        "--workers",
+        "1",
+        "--max-connections",
+        "20",
+        "--unix-socket",
+        str(path),
+        "--admin-address",
+        "127.0.0.1:0",
+    ]
+    ready = r"health and metrics on http://127\.0\.0\.1:(\d+)"
+    with contextlib.ExitStack() as held, serve(star_model, *options, ready=ready) as server:
+        wait_for_log(server, " ready ")
+        for _ in range(25):
+            connection = held.enter_context(socket.socket(socket.AF_UNIX))
+            connection.connect(str(path))
+            connection.sendall(form_request(b"great")[:-1])
+        wait_for(lambda: metric(server, "pyserve_connections_open") >= 20, "the limit")
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(10)
+            connection.connect(str(path))
+            connection.sendall(form_request(b"great"))
+            assert read_reply(connection.makefile("rb")).status == 200

@@ -17,7 +17,7 @@ import pytest
 from pyserve.comparison import make_probe
 from pyserve.model import hash_model
 from tests.load_client import Load, form_request, load, plain, read_reply
-from tests.server import Server, serve
+from tests.server import Server, patch_program, serve
 from tests.support import Client, deadline, resident_bytes
 
 
@@ -92,6 +92,97 @@ def write_large_model(path: Path) -> None:
     temporary.replace(path)
 
 
+def test_every_listener_keeps_a_worker(star_model: Path) -> None:
+    """With a socket for each worker, new connections are answered after every change of the workers."""
+    with serve(star_model, "--workers", "2", "--reuse-port") as server:
+        wait_for_log(server, " ready ")
+
+        def check() -> None:
+            # The kernel spreads connections by their ports: sixteen miss one of two sockets once in 30,000 times.
+            for _ in range(16):
+                assert server.request(b"text=great")[0] == 200
+
+        check()
+        for turn in (1, 2):
+            server.process.send_signal(signal.SIGHUP)
+            wait_for_log(server, "cause=reloaded", 2 * turn)
+            check()
+        server.process.send_signal(signal.SIGTTIN)
+        wait_for(lambda: len(workers_of(server)) == 3, "one more")
+        for _ in range(3):
+            server.process.send_signal(signal.SIGTTOU)
+        wait_for_log(server, "cause=replaced")
+        check()
+        os.kill(workers_of(server)[0], signal.SIGKILL)
+        wait_for_log(server, "cause=killed")
+        check()
+        assert len(workers_of(server)) == 2
+
+
+REFUSED_FORKS = """
+import errno, os
+fork = os.fork
+def refuse():
+    if os.path.exists({marker!r}):
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return fork()
+os.fork = refuse
+"""
+
+
+def test_refused_process_ends_nothing(star_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no process can be made, those that there are go on serving, until one can."""
+    marker = tmp_path / "marker"
+    patch_program(monkeypatch, tmp_path, REFUSED_FORKS.format(marker=str(marker)))
+    with serve(star_model, "--workers", "2") as server:
+        wait_for_log(server, " ready ")
+        before = workers_of(server)
+        marker.touch()
+        server.process.send_signal(signal.SIGHUP)
+        wait_for_log(server, "a worker cannot be started: Resource temporarily unavailable", 3)
+        assert workers_of(server) == before
+        assert server.request(b"text=great")[0] == 200
+        marker.unlink()
+        wait_for_log(server, " reloaded ")
+        wait_for(lambda: not set(before) & set(workers_of(server)), "the end of the workers of before")
+        # The parent still acts on signals.
+        assert server.stop() == 0
+
+
+def test_refused_processes_at_the_start_end_it(
+    star_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker = tmp_path / "marker"
+    marker.touch()
+    patch_program(monkeypatch, tmp_path, REFUSED_FORKS.format(marker=str(marker)))
+    with serve(star_model, "--workers", "1") as server:
+        assert server.process.wait(20) == 1
+        assert "giving up: no worker could start" in server.read_log()
+
+
+def test_more_reloads_than_places_end_nothing(
+    star_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers that wait for half a request each hold a place; the next reload waits for one."""
+    patch_program(monkeypatch, tmp_path, "import pyserve.server\npyserve.server.SPARE_SLOTS = 1")
+    with serve(star_model, "--workers", "1", "--graceful-timeout", "4") as server, contextlib.ExitStack() as held:
+        wait_for_log(server, " ready ")
+        turn = 0
+        while "a worker cannot be started: too many workers" not in server.read_log():
+            connection = held.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=10))
+            connection.sendall(form_request(b"great")[:-1])
+            assert server.request(b"text=great")[0] == 200
+            turn += 1
+            assert turn < 10
+            server.process.send_signal(signal.SIGHUP)
+            wait_for(
+                lambda: server.read_log().count(" reloaded ") >= turn or "cannot be" in server.read_log(),  # noqa: B023
+                "the reload",
+            )
+        wait_for_log(server, " reloaded ", turn)
+        assert server.request(b"text=great")[0] == 200
+
+
 @plain
 def test_reloads_keep_the_arbiter_small(star_model: Path) -> None:
     """The model and the application of before are freed."""
@@ -116,6 +207,42 @@ def test_stop_under_load_answers_what_was_asked(star_model: Path, expected: dict
         assert not seen.errors
         assert seen.closes
         assert "cause=stopped" in server.read_log()
+
+
+def test_stop_of_the_workers_first_loses_nothing(star_model: Path, expected: dict[bytes, bytes]) -> None:
+    """A group of processes gets the signal in any order; what connects meanwhile is answered."""
+    with serve(star_model, "--workers", "2") as server:
+        wait_for_log(server, " ready ")
+        with load(server.port, expected, 12) as seen:
+            wait_for_answers(seen)
+            closes = seen.closes
+            for pid in workers_of(server):
+                os.kill(pid, signal.SIGTERM)
+            # The workers have begun to drain before the arbiter knows.
+            wait_for(lambda: seen.closes >= closes + 12, "draining")
+            assert server.stop() == 0
+            wait_for(lambda: seen.refused_connections, "the end of the listener")
+        assert not seen.errors
+        assert "ERROR" not in server.read_log()
+
+
+def test_worker_that_is_told_to_end_is_replaced(star_model: Path, expected: dict[bytes, bytes]) -> None:
+    """Its successor is there before it leaves, and nothing is lost."""
+    with serve(star_model, "--workers", "1") as server:
+        wait_for_log(server, " ready ")
+        (before,) = workers_of(server)
+        with load(server.port, expected) as seen:
+            wait_for_answers(seen)
+            os.kill(before, signal.SIGTERM)
+            wait_for_log(server, f"worker ended worker={before} cause=replaced")
+            wait_for_answers(seen)
+        assert not seen.errors
+        assert not seen.refused_connections
+        (after,) = workers_of(server)
+        os.kill(after, signal.SIGQUIT)
+        wait_for_log(server, f"worker ended worker={after} cause=killed")
+        wait_for(lambda: workers_of(server), "a worker")
+        assert server.request(b"text=great")[0] == 200
 
 
 def test_reload_with_damaged_model_changes_nothing(
@@ -232,6 +359,49 @@ def test_large_model_of_the_native_engine_that_was_truncated_is_loaded_anew(tmp_
         server.process.send_signal(signal.SIGHUP)
         wait_for_log(server, " reloaded ")
         assert server.request(b"text=word+word") == expected
+
+
+def test_reload_that_no_worker_survives_is_undone(
+    star_model: Path, hostile_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that passes every check, but with which no worker starts: all is as before."""
+    marker = tmp_path / "marker"
+    patch_program(
+        monkeypatch,
+        tmp_path,
+        f"""
+import os
+from pyserve import worker
+run = worker.BjoernWorker.run
+def fail(self):
+    if os.path.exists({str(marker)!r}):
+        os._exit(1)
+    run(self)
+worker.BjoernWorker.run = fail
+""",
+    )
+    model = tmp_path / "served.bin"
+    model.write_bytes(star_model.read_bytes())
+    with serve(model, "--workers", "2") as server:
+        wait_for_log(server, " ready ")
+
+        def describe() -> list[bytes]:
+            lines = server.request(b"", "GET", "/metrics")[1].splitlines()
+            return [line for line in lines if line.startswith(b"pyserve_model_")]
+
+        before = workers_of(server), describe(), server.request(b"text=great")
+        marker.touch()
+        replacement = tmp_path / "new.bin"
+        replacement.write_bytes(hostile_model.read_bytes())
+        replacement.replace(model)
+        server.process.send_signal(signal.SIGHUP)
+        wait_for_log(server, "reload undone")
+        assert (workers_of(server), describe(), server.request(b"text=great")) == before
+        assert b'pyserve_reloads_total{result="failure"} 1.0' in server.request(b"", "GET", "/metrics")[1]
+        marker.unlink()
+        server.process.send_signal(signal.SIGHUP)
+        wait_for_log(server, " reloaded ")
+        assert describe() != before[1]
 
 
 def test_killed_worker_is_replaced(star_model: Path, expected: dict[bytes, bytes]) -> None:
@@ -375,6 +545,31 @@ def test_unix_socket_reloads_and_leaves_nothing_behind(star_model: Path, client:
         assert ask() == client(b"text=great").body
         assert server.stop() == 0
     assert not path.exists()
+
+
+def test_unix_socket_loses_nothing(star_model: Path, expected: dict[bytes, bytes], tmp_path: Path) -> None:
+    """Neither to reloads nor to the end, and a request that has begun is answered."""
+    path = tmp_path / "socket"
+    with serve(star_model, "--workers", "2", "--unix-socket", str(path), ready=r"serving .* on unix:") as server:
+        wait_for_log(server, " ready ")
+        with load(path, expected, pause=0.01) as seen, socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(10)
+            for turn in range(1, 4):
+                wait_for_answers(seen)
+                server.process.send_signal(signal.SIGHUP)
+                wait_for_log(server, "cause=reloaded", 2 * turn)
+            assert not seen.errors
+            connection.connect(str(path))
+            connection.sendall(form_request(b"great")[:-2])
+            # Whoever accepts takes the first that waits: this is one that came later.
+            wait_for_answers(seen)
+            closes = seen.closes
+            server.process.send_signal(signal.SIGTERM)
+            wait_for(lambda: seen.closes > closes, "draining")
+            connection.sendall(form_request(b"great")[-2:])
+            assert read_reply(connection.makefile("rb")).body == expected[b"great"]
+            assert server.process.wait(10) == 0
+        assert not seen.errors
 
 
 def test_ipv6(star_model: Path, client: Client) -> None:
