@@ -41,6 +41,10 @@ cdef extern from "Python.h":
     PyObject* PyErr_Occurred()
     void PyErr_Clear()
 
+cdef extern from "sys/socket.h" nogil:
+    int shutdown(int fd, int how)
+    const int SHUT_RD
+
 cdef extern from "bjoern_request.h":
     int client_descriptor(PyObject* start_response, const PyObject* address)
     bint has_taken_all(int descriptor) nogil
@@ -321,6 +325,11 @@ cdef class Gate:
             cut_off(descriptor)
         if close and size:
             return Closing(reply, descriptor)
+        if close and not tainted:
+            # An iteration without a chunk would be a failure to bjoern: it finds the connection ended after the answer.
+            descriptor = client_descriptor(<PyObject*>start_response, NULL)
+            if descriptor >= 0:
+                shutdown(descriptor, SHUT_RD)
         return [reply]
 
     cdef tuple _contradiction(self, dict environ, Body body):

@@ -1,7 +1,8 @@
 """Counters in memory that the arbiter and its workers share.
 
 The memory is mapped before the first fork: a ledger that only the arbiter writes, and a block for each worker that only
-this worker writes, but for its state before it runs and after it ended and for ``retired``. A block outlives its worker and is handed on, so that the sums never go backwards.
+this worker writes, but for its state before it runs and after it ended, and for ``retired``. A block outlives its
+worker and is handed on, so that the sums never go backwards.
 """
 
 import os

@@ -117,6 +117,8 @@ class MetricsResource:
         resp.data = generate_latest(self._collector)
         resp.content_type = CONTENT_TYPE_PLAIN_0_0_4
 
+    on_head = on_get
+
 
 def add_routes(app: "falcon.App[falcon.Request, falcon.Response]", metrics: Metrics) -> None:
     """Add the routes of health and metrics to an application."""

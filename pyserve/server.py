@@ -107,8 +107,10 @@ def listen(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
             reuse_port=reuse_port,
             dualstack_ipv6=family == socket.AF_INET6 and socket.has_dualstack_ipv6(),
         )
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        if isinstance(error, UnicodeError):
+            reason = "the host is not a name that can be looked up"
         raise ServeError(f"cannot listen on {shown}: {reason}") from None
     server.setblocking(False)
     # Connections inherit it: an answer is a single write and must not wait for an acknowledgement.

@@ -119,7 +119,7 @@ def test_serve_port_in_use(star_model: Path) -> None:
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("host", ["192.0.2.1", "no such host"])
+@pytest.mark.parametrize("host", ["192.0.2.1", "no such host", "a" * 70 + ".example"])
 def test_serve_wrong_host(star_model: Path, host: str) -> None:
     status, _, err = run("serve", "--model", str(star_model), "--host", host, "--port", "0")
     assert status == 2

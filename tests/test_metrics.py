@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.load_client import form_request, load, talk
+from tests.load_client import form_request, load, read_reply, talk
 from tests.server import Server, serve
 from tests.support import Client
-from tests.test_server_signals import wait_for, wait_for_log, workers_of
+from tests.test_server_signals import is_refused, wait_for, wait_for_log, workers_of
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -127,6 +127,7 @@ def test_health(star_model: Path, method: str) -> None:
         for path in ("/livez", "/readyz"):
             assert server.request(b"", method, path)[0] == 200
             assert server.request(b"", "POST", path)[0] == 405
+        assert server.request(b"", method, "/metrics")[0] == 200
 
 
 def test_not_ready_while_draining(star_model: Path) -> None:
@@ -143,6 +144,34 @@ def test_not_ready_while_draining(star_model: Path) -> None:
             with connection.makefile("rb") as stream:
                 assert stream.readline() == b"HTTP/1.1 503 Service Unavailable\r\n"
                 assert b"draining" in stream.read()
+
+
+def test_answer_without_a_body_ends_the_connection_while_draining(star_model: Path) -> None:
+    """At once, and not as an idle connection later."""
+    with serve(star_model, "--workers", "1", "--admin-address", "127.0.0.1:0") as server:
+        wait_for_log(server, " ready ")
+        admin = int(re.search(r"health and metrics on http://127\.0\.0\.1:(\d+)", server.read_log())[1])  # type: ignore[index]
+        with (
+            socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection,
+            socket.create_connection(("127.0.0.1", server.port), timeout=10) as other,
+            socket.create_connection(("127.0.0.1", admin), timeout=10) as watching,
+        ):
+            other.sendall(b"GET /")  # keeps the worker
+            watching.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n")
+            connection.sendall(b"HEAD /model HTTP/1.1\r\nHost: x\r\n")
+            assert server.request(b"text=great")[0] == 200
+            server.process.send_signal(signal.SIGTERM)
+            wait_for_log(server, "stopping")
+            wait_for(lambda: is_refused(server), "the end of the listener")
+            connection.sendall(b"\r\n")
+            received = b""
+            while data := connection.recv(65536):
+                received += data
+            assert b"connection: close\r\n" in received
+            watching.sendall(b"\r\n")
+            with watching.makefile("rb") as stream:
+                assert b'pyserve_connections_closed_total{cause="drained"} 0.0' in read_reply(stream).body
+        assert server.process.wait(10) == 0
 
 
 def test_admin_address(star_model: Path) -> None:
