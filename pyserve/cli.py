@@ -1,5 +1,6 @@
 """The command line: every option is a flag and an environment variable ``PYSERVE_…``."""
 
+import logging
 import math
 import re
 import sys
@@ -33,6 +34,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 # An option's variable is PYSERVE_ and its name, whatever the command.
 COMMAND = {"context_settings": {"auto_envvar_prefix": "PYSERVE", "show_default": True}}
+
+logger = logging.getLogger("pyserve")
 
 option = partial(click.option, show_envvar=True)
 
@@ -117,10 +120,9 @@ def load(model: Path | None, engine: str, label_format: str | None) -> tuple[Pat
 def warn_of_starter(name: str) -> None:
     """Say so where the model is the small one that comes with the project."""
     if name == STARTER:
-        click.echo(
-            "warning: this is the starter model, trained on generated text and no substitute for a real one; "
-            "`pyserve fetch amazon_review_full` gets one",
-            err=True,
+        logger.warning(
+            "this is the starter model, trained on generated text and no substitute for a real one; "
+            "`pyserve fetch amazon_review_full` gets one"
         )
 
 

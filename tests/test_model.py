@@ -474,7 +474,7 @@ def test_model_is_chosen_in_order_and_named_at_start(
 
     log = started()
     assert f"serving starter.ftz (5 labels, sha256 {hash_model(starter)}, binding engine) on " in log
-    assert "warning: this is the starter model" in log
+    assert "WARNING [" in log
     real = Path(shutil.copy(hostile_model, tmp_path / "models" / "amazon_review_full.ftz"))
     log = started()
     assert f"serving amazon_review_full.ftz (8 labels, sha256 {hash_model(real)}, binding engine) on " in log
