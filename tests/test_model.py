@@ -396,6 +396,7 @@ def test_large_file_that_is_overwritten_is_noticed(copy: Path, monkeypatch: pyte
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+@pytest.mark.skipif("PYSERVE_SANITIZE" in os.environ, reason="ASan handles SIGBUS")
 def test_load_of_a_large_file_is_rehearsed(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def be_cut_short(path: Path) -> Any:
         faulthandler.disable()

@@ -340,6 +340,7 @@ def test_truncated_model_of_the_native_engine_is_served_on(star_model: Path, tmp
         assert "SIGBUS" not in server.read_log()
 
 
+@plain
 def test_large_model_of_the_native_engine_that_was_truncated_is_loaded_anew(tmp_path: Path) -> None:
     """A model that is mapped, since it is too large to be copied: a row that was cut off ends a worker by SIGBUS."""
     model = tmp_path / "large.bin"
