@@ -32,7 +32,7 @@ def extension(name: str, *sources: str) -> Extension:
         f"pyserve.{name}",
         [*cython, *sources],
         depends=glob("pyserve/*.pxd") + glob("ext/*.h") + glob("ext/*.hpp"),
-        include_dirs=["ext", pybind11.get_include()],
+        include_dirs=["ext", pybind11.get_include(), "/usr/include/libev"],  # where some systems keep ev.h
         language="c++" if cplusplus else "c",
         extra_compile_args=COMPILE_ARGS + (["-std=c++17"] if cplusplus else []),
         extra_link_args=LINK_ARGS,

@@ -1,0 +1,140 @@
+// Answers written at once, where bjoern would first ask its loop whether the connection takes them.
+//
+// To answer, bjoern 3.2.2 (bjoern/server.c) stops a connection's reading watcher, starts it as a writing one, has it
+// called on the loop's next turn, and swaps it back: two calls of epoll_ctl for an answer that a socket nearly always
+// takes as it is. bjoern reaches libev through its table of imported functions, and two entries of that table are
+// replaced here. Where the gate has announced an answer, the start of the writing watcher first calls the watcher, by
+// libev's own rules an ordinary callback; the watcher starts only where the answer was not taken whole. Everything that
+// was not announced goes its old way.
+#ifndef PYSERVE_BJOERN_WRITES_H
+#define PYSERVE_BJOERN_WRITES_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <Python.h>
+#include <ev.h>  // before <link.h>, which has an EV_NONE of its own
+#include <dlfcn.h>
+#include <link.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+typedef void watcher_function(struct ev_loop *, ev_io *);
+
+static watcher_function *libev_io_start, *libev_io_stop;
+static bool answer_announced;
+static const ev_io *answering;  // the watcher of the announced answer, until that is written or has to wait
+static bool answer_left;  // whether bjoern is done with the answer; the watcher may not exist any more
+
+// Have the answer that is returned to bjoern next written at once. Every return to bjoern ends in a stop of the
+// reading watcher, so the announcement cannot be left over for another connection.
+static inline void announce_answer(void) {
+    answer_announced = libev_io_start != NULL;
+}
+
+static void stop_watcher(struct ev_loop *loop, ev_io *watcher) {
+    if (answer_announced) {
+        answer_announced = false;
+        answering = watcher;
+    } else if (watcher == answering) {
+        answer_left = true;
+    }
+    libev_io_stop(loop, watcher);
+}
+
+static void start_watcher(struct ev_loop *loop, ev_io *watcher) {
+    if (watcher != answering) {
+        libev_io_start(loop, watcher);
+    } else if (watcher->events & EV_WRITE) {
+        answer_left = false;
+        ev_cb(watcher)(loop, watcher, EV_WRITE);
+        answering = NULL;
+        if (!answer_left) {
+            libev_io_start(loop, watcher);
+        }
+    } else {
+        // It reads again, and epoll has not been told otherwise: the same descriptor with the same events.
+        watcher->events &= ~EV__IOFDSET;
+        libev_io_start(loop, watcher);
+    }
+}
+
+// Find the entry of a function in the table of what a library imports, or NULL.
+static void **find_import(const struct link_map *library, const char *name) {
+    const ElfW(Sym) *symbols = NULL;
+    const char *names = NULL;
+    const ElfW(Rela) *relocations = NULL;
+    size_t size = 0;
+    bool with_addends = false;
+    for (const ElfW(Dyn) *entry = library->l_ld; entry->d_tag != DT_NULL; entry++) {
+        // Some loaders add the library's address to these, others do not.
+        ElfW(Addr) address = entry->d_un.d_ptr < library->l_addr ? entry->d_un.d_ptr + library->l_addr
+                                                                 : entry->d_un.d_ptr;
+        switch (entry->d_tag) {
+            case DT_SYMTAB: symbols = (const ElfW(Sym) *)address; break;
+            case DT_STRTAB: names = (const char *)address; break;
+            case DT_JMPREL: relocations = (const ElfW(Rela) *)address; break;
+            case DT_PLTRELSZ: size = entry->d_un.d_val; break;
+            case DT_PLTREL: with_addends = entry->d_un.d_val == DT_RELA; break;
+        }
+    }
+    if (symbols == NULL || names == NULL || relocations == NULL || !with_addends) {
+        return NULL;
+    }
+    for (size_t i = 0; i < size / sizeof(ElfW(Rela)); i++) {
+        if (strcmp(names + symbols[ELF64_R_SYM(relocations[i].r_info)].st_name, name) == 0) {
+            return (void **)(library->l_addr + relocations[i].r_offset);
+        }
+    }
+    return NULL;
+}
+
+// Put a function into an entry, which the loader may have made read-only. Return whether it could be done.
+static bool replace_import(void **entry, watcher_function *function) {
+    uintptr_t page_size = (uintptr_t)sysconf(_SC_PAGESIZE);
+    void *page = (void *)((uintptr_t)entry & ~(page_size - 1));
+    if (mprotect(page, page_size, PROT_READ | PROT_WRITE) != 0) {
+        return false;
+    }
+    *entry = (void *)function;
+    return true;
+}
+
+// Replace what bjoern calls to start and stop a watcher, given its function server_run. Return whether it was done;
+// where it was not, nothing is changed and bjoern works as ever.
+static bool replace_watcher_calls(PyObject *server_run) {
+    Dl_info where;
+    struct link_map *library = NULL;
+    if (libev_io_start != NULL) {
+        return true;
+    }
+    if (sizeof(void *) != 8 || !PyCFunction_Check(server_run) || EV_VERSION_MAJOR != 4 ||
+        dladdr1((void *)PyCFunction_GET_FUNCTION(server_run), &where, (void **)&library, RTLD_DL_LINKMAP) == 0 ||
+        library == NULL) {
+        return false;
+    }
+    void **start = find_import(library, "ev_io_start");
+    void **stop = find_import(library, "ev_io_stop");
+    if (start == NULL || stop == NULL) {
+        return false;
+    }
+    watcher_function *old_start = (watcher_function *)*start;
+    watcher_function *old_stop = (watcher_function *)*stop;
+    libev_io_stop = old_stop;
+    if (!replace_import(stop, stop_watcher)) {
+        libev_io_stop = NULL;
+        return false;
+    }
+    if (!replace_import(start, start_watcher)) {
+        *stop = (void *)old_stop;
+        libev_io_stop = NULL;
+        return false;
+    }
+    libev_io_start = old_start;
+    return true;
+}
+
+#endif
