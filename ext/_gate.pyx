@@ -41,6 +41,10 @@ cdef extern from "Python.h":
     PyObject* PyErr_Occurred()
     void PyErr_Clear()
 
+    int PyDict_Next(PyObject* mapping, Py_ssize_t* position, PyObject** key, PyObject** value)
+    Py_ssize_t PyUnicode_GET_LENGTH(PyObject* text)
+    Py_UCS4 PyUnicode_READ_CHAR(PyObject* text, Py_ssize_t index)
+
 cdef extern from "sys/socket.h" nogil:
     int shutdown(int fd, int how)
     const int SHUT_RD
@@ -58,7 +62,7 @@ logger = logging.getLogger("pyserve")
 access_logger = logging.getLogger("pyserve.access")
 
 cdef enum Refusal:  # the order of _metrics.REFUSED
-    PIPELINED, LENGTH, TRANSFER_ENCODING, MEMORY, NO_PATH, NO_LIMITS
+    PIPELINED, LENGTH, TRANSFER_ENCODING, MEMORY, NO_PATH, NO_LIMITS, HEADER
 
 cdef tuple CLOSE = ("connection", "close")
 cdef str REQUEST_ID = "x-request-id"
@@ -132,6 +136,17 @@ cdef inline object value_of(dict environ, str key):
     """Return the value of a key, or None."""
     cdef PyObject* value = PyDict_GetItem(environ, key)
     return None if value == NULL else <object>value
+
+
+cdef bint has_loose_name(dict environ) noexcept:
+    """Tell whether there was a space between a header's name and its colon, which hides the header (RFC 9112, 5.1)."""
+    cdef Py_ssize_t position = 0
+    cdef PyObject* key
+    while PyDict_Next(<PyObject*>environ, &position, &key, NULL):
+        # SAFETY: the keys of bjoern's environ are str, and none is empty.
+        if PyUnicode_READ_CHAR(key, PyUnicode_GET_LENGTH(key) - 1) == c' ':
+            return True
+    return False
 
 
 @cython.final
@@ -223,6 +238,11 @@ cdef class Gate:
         # The connection's own reference and the environ's.
         if address == NULL or Py_REFCNT(address) > 2:
             return self._refuse_pipelined(environ, start_response, address)
+        if has_loose_name(environ):
+            return self._refuse(
+                start_response, "400 Bad Request", "there must be no space before the colon of a header", HEADER,
+                ROUTE_OTHER, self.make_id(),
+            )
         if self._entry is None or lookup(environ, "HTTP_TRANSFER_ENCODING") != NULL:
             return self._pass_on(environ, start_response, start)
         reply = self._entry.answer(environ)

@@ -133,7 +133,7 @@ def parse_address(context: click.Context, parameter: click.Parameter, value: str
     host, _, port = value.rpartition(":")
     if not (host and port.isascii() and port.isdigit() and int(port) < 65536):
         raise click.BadParameter("must be HOST:PORT, as in 127.0.0.1:9100 or [::1]:9100")
-    return host.removeprefix("[").removesuffix("]"), int(port)
+    return host, int(port)
 
 
 @main.command(**COMMAND)

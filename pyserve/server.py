@@ -1,6 +1,7 @@
 """The process manager: gunicorn's arbiter, embedded, with workers that run bjoern."""
 
 import contextlib
+import errno
 import gc
 import logging
 import os
@@ -91,12 +92,14 @@ class Options:
 
 
 def listen(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
-    """Bind a TCP socket.
+    """Bind a TCP socket; an IPv6 address may have brackets.
 
     Raises:
         ServeError: the address is in use, is not one of this machine or may not be used.
     """
     fill_standard_descriptors()  # a worker's standard error would take the place of the socket
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
     shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
@@ -108,9 +111,12 @@ def listen(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
             dualstack_ipv6=family == socket.AF_INET6 and socket.has_dualstack_ipv6(),
         )
     except (OSError, OverflowError, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         if isinstance(error, UnicodeError):
             reason = "the host is not a name that can be looked up"
+        elif isinstance(error, OSError) and error.errno and error.errno > 0:
+            reason = os.strerror(error.errno)  # create_server() adds the address to strerror
+        else:
+            reason = getattr(error, "strerror", None) or str(error)
         raise ServeError(f"cannot listen on {shown}: {reason}") from None
     server.setblocking(False)
     # Connections inherit it: an answer is a single write and must not wait for an acknowledgement.
@@ -132,7 +138,10 @@ def listen_unix(path: Path) -> socket.socket:
         server.bind(str(path))
     except OSError as error:
         server.close()
-        raise ServeError(f"cannot listen on the Unix socket {path}: {error.strerror or error}") from None
+        reason = error.strerror or str(error)
+        if error.errno == errno.EADDRINUSE and not path.is_socket():
+            reason = "the path is taken by something that is no socket"
+        raise ServeError(f"cannot listen on the Unix socket {path}: {reason}") from None
     server.listen(BACKLOG)
     server.setblocking(False)
     return server

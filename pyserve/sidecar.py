@@ -10,7 +10,8 @@ The sidecar of ``reviews.ftz`` is ``reviews.ftz.json``::
       ]
     }
 
-``golden`` holds texts with the model's best labels, named as in the model, and their confidences.
+``golden`` holds texts with the model's best labels, named as in the model, and their confidences. A text without
+labels is one for which the model has none.
 """
 
 import json
@@ -107,6 +108,8 @@ class Sidecar:
                         f"{self.name}, line {golden.line}: the confidence of {label} should be {confidence:.6f}, "
                         f"it is {value:.6f}"
                     )
+            if not golden.labels and any(value >= LEAST_CONFIDENCE + TOLERANCE for value in found.values()):
+                raise ValueError(f"{self.name}, line {golden.line}: there should be no label, there are {len(found)}")
 
 
 def show_name(path: Path) -> str:
@@ -220,7 +223,6 @@ def _read_golden(name: str, content: str, number: int, entry: object) -> Golden:
         if (
             isinstance(text, str)
             and isinstance(labels, dict)
-            and labels
             and all(isinstance(value, int | float) and not isinstance(value, bool) for value in labels.values())
         ):
             try:

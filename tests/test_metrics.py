@@ -124,8 +124,9 @@ def test_counts_never_fall(star_model: Path, client: Client) -> None:
 def test_health(star_model: Path, method: str) -> None:
     with serve(star_model, "--workers", "1") as server:
         wait_for_log(server, " ready ")
-        for path in ("/livez", "/readyz"):
-            assert server.request(b"", method, path)[0] == 200
+        for path, state in (("/livez", b"alive"), ("/readyz", b"ready")):
+            body = b'{"status":"%b"}' % state if method == "GET" else b""
+            assert server.request(b"", method, path) == (200, body)
             assert server.request(b"", "POST", path)[0] == 405
         assert server.request(b"", method, "/metrics")[0] == 200
 

@@ -141,7 +141,7 @@ def test_sidecar_refuses_every_damaged_byte(copy: Path) -> None:
         (lambda d: d.update(size=True), 3, "size must be a number of bytes"),
         (lambda d: d.update(golden={}), 4, "golden must be a list"),
         (lambda d: d["golden"].append("text"), 1, "a golden prediction must have a text"),
-        (lambda d: d["golden"][0].update(labels={}), 5, "a golden prediction must have a text"),
+        (lambda d: d["golden"][0].update(labels={}), 5, "there should be no label, there are "),
         (lambda d: d["golden"][0].update(labels={"__label__0": "x"}), 5, "a golden prediction must have a text"),
         (lambda d: d["golden"][0].update(text=5), 5, "a golden prediction must have a text"),
         (lambda d: d["golden"][0].update(more=5), 5, "a golden prediction must have a text"),
@@ -220,6 +220,14 @@ def test_model_without_answers(mute_model: Path) -> None:
     for engine in ("binding", "native"):
         with pytest.raises(ModelError, match=r"^mute\.bin\.json, line 1: the model has no answer: Encountered NaN\.$"):
             load_model(mute_model, engine=engine)
+
+
+def test_sidecar_of_a_text_without_labels(tmp_path: Path) -> None:
+    path = tmp_path / "probe.bin"
+    path.write_bytes(make_probe())
+    assert load_model(path).predict("unknown") == []
+    assert write_model_sidecar(path, ["unknown", "probe"]) == 2
+    assert load_model(path).predict("unknown") == []
 
 
 def test_sidecar_of_hostile_labels(hostile_model: Path, tmp_path: Path) -> None:

@@ -573,12 +573,13 @@ def test_unix_socket_loses_nothing(star_model: Path, expected: dict[bytes, bytes
         assert not seen.errors
 
 
-def test_ipv6(star_model: Path, client: Client) -> None:
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_ipv6(star_model: Path, client: Client, host: str) -> None:
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
         pytest.skip("this machine has no IPv6")
-    with serve(star_model, "--host", "::1", ready=r"serving .* on http://\[::1\]:(\d+)") as server:
+    with serve(star_model, "--host", host, ready=r"serving .* on http://\[::1\]:(\d+)") as server:
         with socket.create_connection(("::1", server.port), timeout=10) as connection:
             connection.sendall(form_request(b"great"))
             assert read_reply(connection.makefile("rb")).body == client(b"text=great").body
