@@ -47,6 +47,7 @@ setup(
             extension("_connections"),
             extension("_gate"),
             extension("_inference"),
+            extension("_loop"),
             extension("_metrics"),
             extension("_resource"),
             extension("_model_file", "ext/model_file.cpp"),

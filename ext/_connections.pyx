@@ -1,7 +1,7 @@
 """The client connections of this process, seen from outside the event loop that serves them.
 
 bjoern has no time-outs and no limits. What a connection does can be read off its descriptor (``TCP_INFO``): how many
-bytes came and went, and when. A connection that takes too long is shut down, whereupon bjoern closes it by itself.
+bytes came and went, and when. Of a Unix socket, or on an old kernel, the loop tells of reads and answers. A connection that takes too long is shut down, whereupon bjoern closes it by itself.
 ``Watch`` is used from a signal handler, which runs between the callbacks of the loop: no descriptor is closed
 meanwhile.
 """
@@ -16,6 +16,7 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 
 from pyserve._counters cimport ROUTE_OTHER, Block, status_index
+from pyserve._loop cimport Activity, activity_of
 from pyserve._metrics cimport Metrics
 
 cdef extern from "dirent.h" nogil:
@@ -63,6 +64,8 @@ cdef extern from "linux/tcp.h" nogil:
         uint64_t tcpi_bytes_received
         uint64_t tcpi_bytes_sent  # again and again, where they had to be
         uint64_t tcpi_bytes_retrans
+    # What is told must reach so far, as it does since Linux 4.19.
+    const socklen_t TOLD_ENOUGH "offsetof(struct tcp_info, tcpi_dsack_dups)"
 
 cdef extern from "sys/epoll.h" nogil:
     ctypedef union epoll_data_t:
@@ -77,7 +80,7 @@ cdef extern from "sys/epoll.h" nogil:
 cdef enum Phase:
     UNKNOWN
     OURS  # no client's: a listener, a log
-    OPAQUE  # a Unix socket's client, of which nothing can be read
+    OPAQUE  # of which neither the socket nor the loop tells anything
     RECEIVING  # a request is awaited for the first time, or has begun
     IDLE  # nothing came since the last answer
     CLOSING
@@ -90,7 +93,7 @@ cdef struct Connection:
     double writing_since  # since when there is something that the client has not taken, or 0
     uint64_t written  # all bytes written to the client, when writing_since was set
     uint64_t asked  # all bytes received from it then
-    uint64_t sent
+    uint64_t sent  # bytes or, where the loop tells, answers
     uint64_t received
     uint64_t received_before  # when the phase began
 
@@ -216,28 +219,53 @@ cdef class Watch:
 
     cdef int _judge(self, int fd, Connection* connection, double now, bint draining) except -1:
         """Bring what is known of a connection up to date, and end it where it has run out of time."""
-        cdef tcp_info info
-        cdef uint64_t grown
-        cdef socklen_t size = sizeof(tcp_info)
-        memset(&info, 0, sizeof(tcp_info))
-        if getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) != 0:
-            if connection.phase == UNKNOWN:
-                connection.phase = OPAQUE
-                connection.since = now
-            if draining and connection.phase == OPAQUE and now - self._draining_since > QUIET:
-                # Its client has had time to ask, and to read that the connection is closed after the answer. bjoern
-                # still answers what the socket holds, and closes it then.
-                self._end(fd, connection, SHUT_RD, DRAINED, now)
-            elif connection.phase == CLOSING and now - connection.since > LINGER:
-                shutdown(fd, SHUT_RDWR)
-            return 0
-        if connection.phase == UNKNOWN:
-            connection.phase = RECEIVING
-            connection.since = now
-        elif connection.phase == CLOSING:
+        if connection.phase == CLOSING:
             if now - connection.since > LINGER:
                 shutdown(fd, SHUT_RDWR)
             return 0
+        if not self._observe_tcp(fd, connection, now) and not self._observe_loop(fd, connection, now):
+            if connection.phase == UNKNOWN:
+                connection.phase = OPAQUE
+                connection.since = now
+            if draining and now - self._draining_since > QUIET:
+                # Its client has had time to ask, and to read that the connection is closed after the answer. bjoern
+                # still answers what the socket holds, and closes it then.
+                self._end(fd, connection, SHUT_RD, DRAINED, now)
+            return 0
+
+        if connection.writing_since and now - connection.writing_since > self.request_timeout:
+            self._end(fd, connection, SHUT_RDWR, ANSWER_TIMEOUT, now)
+        elif connection.phase == RECEIVING and now - connection.since > self.request_timeout:
+            if connection.received > connection.received_before and not connection.writing_since:
+                self._answer(fd, b"408 Request Timeout",
+                             f"the request must be complete within {self.request_timeout:g} seconds")
+                self._block.requests[<int>ROUTE_OTHER][status_index(408)] += 1
+            self._end(fd, connection, SHUT_RDWR, REQUEST_TIMEOUT, now)
+        elif (connection.phase == RECEIVING and connection.received - connection.received_before > self.max_received
+                and not connection.writing_since):
+            self._answer(fd, b"413 Content Too Large", "the body has too many bytes")
+            self._block.requests[<int>ROUTE_OTHER][status_index(413)] += 1
+            # What the client still sends is received for a while, so that it gets to read the answer.
+            self._end(fd, connection, SHUT_WR, BODY_TOO_LARGE, now)
+        elif connection.phase == IDLE:
+            if draining and now - connection.since > QUIET:
+                self._end(fd, connection, SHUT_RD, DRAINED, now)
+            elif now - connection.since > self.keep_alive:
+                self._end(fd, connection, SHUT_RD, IDLE_TIMEOUT, now)
+        elif draining and connection.received == 0 and now - connection.since > QUIET:
+            self._end(fd, connection, SHUT_RD, DRAINED, now)
+        return 0
+
+    cdef bint _observe_tcp(self, int fd, Connection* connection, double now) noexcept:
+        """Read off what a connection has done. Return whether its socket tells."""
+        cdef tcp_info info
+        cdef uint64_t grown
+        cdef socklen_t size = sizeof(tcp_info)
+        if getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) != 0 or size < TOLD_ENOUGH:
+            return False
+        if connection.phase == UNKNOWN:
+            connection.phase = RECEIVING
+            connection.since = now
         grown = info.tcpi_bytes_sent - info.tcpi_bytes_retrans - connection.sent
         connection.sent += grown
         if 0 < grown <= CONTINUE and info.tcpi_bytes_received > connection.received_before:
@@ -265,29 +293,29 @@ cdef class Watch:
             connection.writing_since = now
             connection.written = info.tcpi_bytes_sent - info.tcpi_bytes_retrans + info.tcpi_notsent_bytes
             connection.asked = info.tcpi_bytes_received
+        return True
 
-        if connection.writing_since and now - connection.writing_since > self.request_timeout:
-            self._end(fd, connection, SHUT_RDWR, ANSWER_TIMEOUT, now)
-        elif connection.phase == RECEIVING and now - connection.since > self.request_timeout:
-            if connection.received > connection.received_before and not connection.writing_since:
-                self._answer(fd, b"408 Request Timeout",
-                             f"the request must be complete within {self.request_timeout:g} seconds")
-                self._block.requests[<int>ROUTE_OTHER][status_index(408)] += 1
-            self._end(fd, connection, SHUT_RDWR, REQUEST_TIMEOUT, now)
-        elif (connection.phase == RECEIVING and connection.received - connection.received_before > self.max_received
-                and not connection.writing_since):
-            self._answer(fd, b"413 Content Too Large", "the body has too many bytes")
-            self._block.requests[<int>ROUTE_OTHER][status_index(413)] += 1
-            # What the client still sends is received for a while, so that it gets to read the answer.
-            self._end(fd, connection, SHUT_WR, BODY_TOO_LARGE, now)
-        elif connection.phase == IDLE:
-            if draining and now - connection.since > QUIET:
-                self._end(fd, connection, SHUT_RD, DRAINED, now)
-            elif now - connection.since > self.keep_alive:
-                self._end(fd, connection, SHUT_RD, IDLE_TIMEOUT, now)
-        elif draining and connection.received == 0 and now - connection.since > QUIET:
-            self._end(fd, connection, SHUT_RD, DRAINED, now)
-        return 0
+    cdef bint _observe_loop(self, int fd, Connection* connection, double now) noexcept:
+        """Ask the event loop what a connection has done, in reads and answers. Return whether it tells."""
+        cdef Activity activity = activity_of(fd)
+        if not activity.known:
+            return False
+        if activity.writing:
+            connection.phase = RECEIVING
+            connection.since = now
+        elif connection.phase == UNKNOWN or activity.answers != connection.sent:
+            connection.phase = IDLE if activity.answers and not activity.reads else RECEIVING
+            connection.since = now
+        elif connection.phase == IDLE and activity.reads:
+            connection.phase = RECEIVING
+            connection.since = now
+        connection.sent = activity.answers
+        connection.received = 1 if activity.reads else 0  # of the bytes nothing is known
+        if not activity.writing:
+            connection.writing_since = 0
+        elif connection.writing_since == 0:
+            connection.writing_since = now
+        return True
 
     cdef int _end(self, int fd, Connection* connection, int how, Cause cause, double now) except -1:
         shutdown(fd, how)

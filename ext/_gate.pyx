@@ -33,6 +33,7 @@ from pyserve._counters cimport (
     LABEL_COUNT, ROUTE_INFER, ROUTE_OTHER, STATE_DRAINING, STATE_READY, Block,
     Recorder, Route, now_ticks, observe, status_index,
 )
+from pyserve._loop cimport announce_answer
 from pyserve._metrics cimport Metrics
 from pyserve._resource cimport Entry
 
@@ -53,10 +54,6 @@ cdef extern from "bjoern_request.h":
     int client_descriptor(PyObject* start_response, const PyObject* address)
     bint has_taken_all(int descriptor) nogil
     void cut_off(int descriptor) nogil
-
-cdef extern from "bjoern_writes.h":
-    void announce_answer() noexcept nogil
-    bint replace_watcher_calls(PyObject* server_run)
 
 logger = logging.getLogger("pyserve")
 access_logger = logging.getLogger("pyserve.access")
@@ -448,11 +445,6 @@ cdef class Gate:
         if Body.count_living() <= <Py_ssize_t>self._block.open_connections + SLACK:
             return 0
         return sweep_lost()
-
-
-def write_at_once(server_run, tuple version) -> bool:
-    # What the replaced calls rely on is read off this version's source.
-    return version == (3, 2, 2) and replace_watcher_calls(<PyObject*>server_run)
 
 
 cdef list young_dicts():

@@ -82,16 +82,5 @@ class Gate:
     def sweep(self) -> int:
         """Do the same where there are more environs than connections."""
 
-def write_at_once(server_run: Callable[..., Any], version: tuple[int, ...]) -> bool:
-    """Have bjoern write the gate's answers as soon as it has them, not on the next turn of its loop.
-
-    Args:
-        server_run: bjoern's function of that name.
-        version: bjoern's version.
-
-    Returns:
-        Whether it does; of a version that is not known, or was built otherwise, nothing is changed.
-    """
-
 def sweep_lost() -> int:
     """Free the environs that bjoern has lost on connections that are closed. Return how many there were."""

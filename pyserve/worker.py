@@ -21,7 +21,8 @@ from gunicorn.workers.base import Worker
 
 from pyserve import _body
 from pyserve._connections import Watch
-from pyserve._gate import ConnectionDone, Gate, sweep_lost, write_at_once
+from pyserve._gate import ConnectionDone, Gate, sweep_lost
+from pyserve._loop import take_over
 from pyserve._metrics import LEAVING, Metrics
 
 logger = logging.getLogger("pyserve")
@@ -146,7 +147,7 @@ class BjoernWorker(Worker):  # type: ignore[misc]
         sys.modules["io"] = _body.IO()  # type: ignore[assignment]
         signal.setitimer(signal.ITIMER_REAL, 0.01, TICK)
         self.notify()
-        write_at_once(_bjoern.server_run, _bjoern.version)
+        take_over(_bjoern.server_run, _bjoern.version)
         _bjoern.server_run(self.listener, self.gate.handle)  # until go_on_draining() ends the process
 
     def handle_terminate(self, number: int, frame: FrameType | None) -> None:

@@ -4,6 +4,7 @@ import http.client
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -48,14 +49,25 @@ class Server:
     process: subprocess.Popen[bytes]
     log: IO[bytes]
     port: int = 0
+    path: str = ""  # of its Unix socket, where it has one
 
     def read_log(self) -> str:
         """Read what the server wrote, without moving the offset that it shares with this process."""
         return os.pread(self.log.fileno(), 1 << 30, 0).decode()
 
+    def connect(self, receive_buffer: int = 0) -> socket.socket:
+        """Open a connection, if need be with little room for what is received."""
+        connection = socket.socket(socket.AF_UNIX if self.path else socket.AF_INET)
+        connection.settimeout(15)
+        if receive_buffer:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        connection.connect(self.path or ("127.0.0.1", self.port))
+        return connection
+
     def request(self, body: bytes, method: str = "POST", path: str = ROUTE, **headers: str) -> tuple[int, bytes]:
         """Send a request on a connection of its own."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1")
+        connection.sock = self.connect()
         try:
             connection.request(method, path, body, {"Content-Type": FORM, **headers})
             reply = connection.getresponse()
@@ -73,7 +85,7 @@ class Server:
 def serve(
     model: Path,
     *options: str,
-    ready: str = r"serving .* on http://127\.0\.0\.1:(\d+)",
+    ready: str = r"serving .* on (?:http://127\.0\.0\.1:(\d+)|unix:(.*))",
     preexec: Callable[[], None] | None = None,
 ) -> Iterator[Server]:
     """Start a server on a free port, wait until it says that it serves, and kill it at the end."""
@@ -92,7 +104,8 @@ def serve(
                 while not (match := re.search(ready, server.read_log())):
                     assert process.poll() is None, server.read_log()
                     tick()
-            server.port = int(match[1]) if match.groups() else 0
+            server.port = int(match[1] or 0)
+            server.path = match[2] or "" if len(match.groups()) > 1 else ""
             yield server
         finally:
             process.kill()

@@ -77,12 +77,8 @@ def test_serve_many_on_one_connection(server: Server, client: Client) -> None:
 
 def test_serve_unix_socket(star_model: Path, client: Client, tmp_path: Path) -> None:
     path = tmp_path / "socket"
-    with (
-        serve(star_model, "--unix-socket", str(path), ready=r"serving .* on unix:"),
-        socket.socket(socket.AF_UNIX) as connection,
-    ):
-        connection.settimeout(10)
-        connection.connect(str(path))
+    with serve(star_model, "--unix-socket", str(path)) as server, server.connect() as connection:
+        assert server.path == str(path)
         connection.sendall(b"POST /inferreview?text=great HTTP/1.0\r\n\r\n")
         reply = connection.makefile("rb").read()
     assert reply.endswith(client(b"text=great").body)

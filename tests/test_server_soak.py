@@ -8,7 +8,6 @@ import pytest
 from tests.load_client import form_request, plain, read_reply
 from tests.server import serve
 from tests.support import Client, resident_bytes
-from tests.test_server_limits import connect
 from tests.test_server_signals import wait_for_log, workers_of
 
 TEXTS = [b"great", b"awful+awful", b"okay", b"love" * 50, b"%F0%9F%98%80+fine", b"a" * 3000]
@@ -35,7 +34,7 @@ def test_memory_is_flat_over_a_million_requests(star_model: Path, client: Client
         asked = 0
         try:
             while asked < count:
-                with connect(server) as connection, connection.makefile("rb") as stream:
+                with server.connect() as connection, connection.makefile("rb") as stream:
                     for _ in range(400):
                         for request, reply in requests:
                             connection.sendall(request)

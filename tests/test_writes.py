@@ -10,7 +10,7 @@ from pathlib import Path
 import _bjoern
 import pytest
 
-from pyserve._gate import write_at_once
+from pyserve._loop import take_over
 from tests.load_client import form_request, read_reply
 from tests.server import serve
 from tests.support import ROUTE, Client
@@ -20,7 +20,8 @@ from tests.support import ROUTE, Client
 TURN = """
 import os, select, socket, sys, threading
 import _bjoern
-from pyserve._gate import Gate, write_at_once
+from pyserve._gate import Gate
+from pyserve._loop import take_over
 from pyserve._metrics import Metrics
 
 holding, go = threading.Event(), threading.Event()
@@ -56,7 +57,7 @@ def drive():
     ask(clients[1], b"/1")
     go.set()
 
-replaced = "replace" in sys.argv and write_at_once(_bjoern.server_run, _bjoern.version)
+replaced = "replace" in sys.argv and take_over(_bjoern.server_run, _bjoern.version)
 listener = socket.create_server(("127.0.0.1", 0))
 threading.Thread(target=drive, daemon=True).start()
 _bjoern.server_run(listener, Gate(application, Metrics(2), 0).handle)
@@ -70,40 +71,38 @@ def test_answer_leaves_before_the_next_request_is_answered(arguments: list[str])
 
 
 def test_other_versions_of_bjoern_are_left_alone() -> None:
-    assert not write_at_once(_bjoern.server_run, (3, 2, 3))
-    assert not write_at_once(len, _bjoern.version)
-    assert not write_at_once(Client, _bjoern.version)
+    assert not take_over(_bjoern.server_run, (3, 2, 3))
+    assert not take_over(len, _bjoern.version)
+    assert not take_over(Client, _bjoern.version)
 
 
 def test_answer_taken_slowly_arrives_whole(star_model: Path, client: Client) -> None:
     texts = [b"great" if number % 3 else b"awful" for number in range(80_000)]
     body = b"&".join(b"text=" + text for text in texts)
     expected = {text: json.loads(client(b"text=" + text).body) for text in (b"great", b"awful")}
-    with serve(star_model, "--workers", "1", "--max-texts", "80000") as server, socket.socket() as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.settimeout(20)
-        connection.connect(("127.0.0.1", server.port))
-        with connection.makefile("rb") as stream:
-            for _ in range(2):
-                connection.sendall(
-                    b"POST %b HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (ROUTE.encode(), len(body), body)
-                )
-                # The answer waits in the server meanwhile, and others are answered.
-                assert server.request(b"text=great")[0] == 200
-                assert json.loads(read_reply(stream).body) == [expected[text] for text in texts]
-                connection.sendall(form_request(b"great"))
-                assert json.loads(read_reply(stream).body) == expected[b"great"]
+    with (
+        serve(star_model, "--workers", "1", "--max-texts", "80000") as server,
+        server.connect(receive_buffer=4096) as connection,
+        connection.makefile("rb") as stream,
+    ):
+        for _ in range(2):
+            connection.sendall(b"POST %b HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (ROUTE.encode(), len(body), body))
+            # The answer waits in the server meanwhile, and others are answered.
+            assert server.request(b"text=great")[0] == 200
+            assert json.loads(read_reply(stream).body) == [expected[text] for text in texts]
+            connection.sendall(form_request(b"great"))
+            assert json.loads(read_reply(stream).body) == expected[b"great"]
 
 
 def test_clients_that_leave_before_the_answer(star_model: Path) -> None:
     """An answer that nobody takes any more ends its connection, and no other."""
     with serve(star_model, "--workers", "1") as server:
         with (
-            socket.create_connection(("127.0.0.1", server.port), timeout=10) as steady,
+            server.connect() as steady,
             steady.makefile("rb") as stream,
         ):
             for number in range(300):
-                with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+                with server.connect() as connection:
                     connection.sendall(form_request(b"great", b"Connection: close\r\n" if number % 2 else b""))
                     # Closed with a reset, before or after the answer was written.
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

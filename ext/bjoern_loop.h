@@ -1,13 +1,18 @@
-// Answers written at once, where bjoern would first ask its loop whether the connection takes them.
+// What bjoern 3.2.2 (bjoern/server.c) tells libev about its connections, overheard and, for answers, improved on.
 //
-// To answer, bjoern 3.2.2 (bjoern/server.c) stops a connection's reading watcher, starts it as a writing one, has it
-// called on the loop's next turn, and swaps it back: two calls of epoll_ctl for an answer that a socket nearly always
-// takes as it is. bjoern reaches libev through its table of imported functions, and two entries of that table are
-// replaced here. Where the gate has announced an answer, the start of the writing watcher first calls the watcher, by
-// libev's own rules an ordinary callback; the watcher starts only where the answer was not taken whole. Everything that
-// was not announced goes its old way.
-#ifndef PYSERVE_BJOERN_WRITES_H
-#define PYSERVE_BJOERN_WRITES_H
+// bjoern reaches libev through its table of imported functions. Two entries of that table are replaced, those that start
+// and stop a watcher.
+//
+// Answers are written at once: to answer, bjoern stops a connection's reading watcher, starts it as a writing one, has it
+// called on the loop's next turn, and swaps it back; two calls of epoll_ctl for an answer that a socket nearly always
+// takes as it is. Where the gate has announced an answer, the start of the writing watcher first calls the watcher, by
+// libev's own rules an ordinary callback; the watcher starts only where the answer was not taken whole. What was not
+// announced goes its old way.
+//
+// What a connection does is noted: when it was accepted, read from, and done with an answer. A Unix socket tells nothing
+// of that by itself.
+#ifndef PYSERVE_BJOERN_LOOP_H
+#define PYSERVE_BJOERN_LOOP_H
 
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -18,16 +23,31 @@
 #include <link.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 typedef void watcher_function(struct ev_loop *, ev_io *);
+typedef void watcher_callback(struct ev_loop *, ev_io *, int);
+
+// A descriptor's connection; counts start anew with each connection.
+typedef struct {
+    watcher_callback *callback;  // bjoern's, for reading
+    uint64_t answers;  // that were written whole
+    uint64_t reads;  // since the last of them
+    bool answered;  // whether the request that was read last has its answer
+    bool writing;  // whether something waits to be taken
+} connection_notes;
 
 static watcher_function *libev_io_start, *libev_io_stop;
 static bool answer_announced;
 static const ev_io *answering;  // the watcher of the announced answer, until that is written or has to wait
 static bool answer_left;  // whether bjoern is done with the answer; the watcher may not exist any more
+static const ev_io *acceptor;  // the listener's watcher, the first to be started
+static bool accepting;
+static connection_notes *notes;  // by descriptor
+static int notes_size;
 
 // Have the answer that is returned to bjoern next written at once. Every return to bjoern ends in a stop of the
 // reading watcher, so the announcement cannot be left over for another connection.
@@ -35,10 +55,54 @@ static inline void announce_answer(void) {
     answer_announced = libev_io_start != NULL;
 }
 
+// Return what is known of a connection, or NULL.
+static inline const connection_notes *notes_of(int descriptor) {
+    return descriptor >= 0 && descriptor < notes_size && notes[descriptor].callback != NULL ? &notes[descriptor] : NULL;
+}
+
+static void read_noted(struct ev_loop *loop, ev_io *watcher, int events) {
+    connection_notes *note = &notes[watcher->fd];
+    note->reads++;
+    accepting = watcher == acceptor;
+    note->callback(loop, watcher, events);  // it may move the notes
+    accepting = false;
+}
+
+// Note that a watcher begins to read, and have it note each read.
+static void note_start(ev_io *watcher) {
+    int descriptor = watcher->fd;
+    if (descriptor >= notes_size) {
+        int size = descriptor + 64 > 2 * notes_size ? descriptor + 64 : 2 * notes_size;
+        connection_notes *grown = (connection_notes *)realloc(notes, (size_t)size * sizeof(*notes));
+        if (grown == NULL) {
+            return;  // nothing is known of this connection
+        }
+        memset(grown + notes_size, 0, (size_t)(size - notes_size) * sizeof(*notes));
+        notes = grown;
+        notes_size = size;
+    }
+    connection_notes *note = &notes[descriptor];
+    if (acceptor == NULL) {
+        acceptor = watcher;
+    }
+    if (accepting || watcher == acceptor) {
+        note->answers = note->reads = 0;
+    } else if (note->answered) {
+        note->answers++;
+        note->reads = 0;
+    }  // else what was written is "100 Continue"
+    note->answered = note->writing = false;
+    note->callback = ev_cb(watcher);
+    ev_set_cb(watcher, read_noted);
+}
+
 static void stop_watcher(struct ev_loop *loop, ev_io *watcher) {
     if (answer_announced) {
         answer_announced = false;
         answering = watcher;
+        if (notes_of(watcher->fd) != NULL) {
+            notes[watcher->fd].answered = true;
+        }
     } else if (watcher == answering) {
         answer_left = true;
     }
@@ -46,20 +110,26 @@ static void stop_watcher(struct ev_loop *loop, ev_io *watcher) {
 }
 
 static void start_watcher(struct ev_loop *loop, ev_io *watcher) {
-    if (watcher != answering) {
-        libev_io_start(loop, watcher);
-    } else if (watcher->events & EV_WRITE) {
-        answer_left = false;
-        ev_cb(watcher)(loop, watcher, EV_WRITE);
-        answering = NULL;
-        if (!answer_left) {
-            libev_io_start(loop, watcher);
+    if (watcher->events & EV_READ) {
+        note_start(watcher);
+        if (watcher == answering) {
+            // epoll has not been told otherwise: the same descriptor with the same events.
+            watcher->events &= ~EV__IOFDSET;
         }
     } else {
-        // It reads again, and epoll has not been told otherwise: the same descriptor with the same events.
-        watcher->events &= ~EV__IOFDSET;
-        libev_io_start(loop, watcher);
+        if (watcher == answering) {
+            answer_left = false;
+            ev_cb(watcher)(loop, watcher, EV_WRITE);
+            answering = NULL;
+            if (answer_left) {
+                return;
+            }
+        }
+        if (notes_of(watcher->fd) != NULL) {
+            notes[watcher->fd].writing = true;
+        }
     }
+    libev_io_start(loop, watcher);
 }
 
 // Find the entry of a function in the table of what a library imports, or NULL.
