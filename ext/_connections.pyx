@@ -1,9 +1,9 @@
 """The client connections of this process, seen from outside the event loop that serves them.
 
 bjoern has no time-outs and no limits. What a connection does can be read off its descriptor (``TCP_INFO``): how many
-bytes came and went, and when. Of a Unix socket, or on an old kernel, the loop tells of reads and answers. A connection that takes too long is shut down, whereupon bjoern closes it by itself.
-``Watch`` is used from a signal handler, which runs between the callbacks of the loop: no descriptor is closed
-meanwhile.
+bytes came and went, and when. Of a Unix socket, or on an old kernel, the loop tells of reads and answers. A connection
+that takes too long is shut down, whereupon bjoern closes it by itself. ``Watch`` is used from a signal handler, which
+runs between the callbacks of the loop: no descriptor is closed meanwhile.
 """
 
 import json
