@@ -1,7 +1,9 @@
 """The event loop of bjoern: when answers are written, and what its connections do."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
+
+__pyx_capi__: Final[dict[str, object]]
 
 def take_over(server_run: Callable[..., Any], version: tuple[int, ...]) -> bool:
     """Have answers that are announced written at once, not on the loop's next turn, and what connections do noted.
