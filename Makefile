@@ -10,7 +10,7 @@ export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 SYSTEM_PACKAGES := g++ libev-dev python3-dev python3-venv
-PACKAGE_SOURCES := setup.py $(wildcard ext/*.pyx pyserve/*.pxd ext/*.hpp ext/*.cpp)
+PACKAGE_SOURCES := setup.py $(wildcard ext/*.pyx pyserve/*.pxd ext/*.h ext/*.hpp ext/*.cpp)
 
 .PHONY: help build serve test test-wheel test-slow test-sanitize bench bench-baseline load load-report compare wheel lint clean
 .DEFAULT_GOAL := help

@@ -3,7 +3,7 @@
 bjoern has no time-outs and no limits. What a connection does can be read off its descriptor (``TCP_INFO``): how many
 bytes came and went, and when. Of a Unix socket, or on an old kernel, the loop tells of reads and answers. A connection
 that takes too long is shut down, whereupon bjoern closes it by itself. ``Watch`` is used from a signal handler, which
-runs between the callbacks of the loop: no descriptor is closed meanwhile.
+runs between the callbacks of the loop or within the application's Python code: no descriptor is closed meanwhile.
 """
 
 import json
@@ -132,6 +132,7 @@ cdef class Watch:
     cdef int _epoll
     cdef int _listener
     cdef uint64_t _listener_data
+    cdef bint _left_listener
 
     def __cinit__(self):
         self._epoll = -1
@@ -173,6 +174,7 @@ cdef class Watch:
     def stop_accepting(self) -> None:
         """Leave new connections in the listener's queue, for other workers."""
         self._listen(False)
+        self._left_listener = True
 
     cdef Connection* _connection(self, int fd) except NULL:
         cdef Connection* grown
@@ -247,7 +249,7 @@ cdef class Watch:
             self._block.requests[<int>ROUTE_OTHER][status_index(413)] += 1
             # What the client still sends is received for a while, so that it gets to read the answer.
             self._end(fd, connection, SHUT_WR, BODY_TOO_LARGE, now)
-        elif connection.phase == IDLE:
+        elif connection.phase == IDLE and not connection.writing_since:
             if draining and now - connection.since > QUIET:
                 self._end(fd, connection, SHUT_RD, DRAINED, now)
             elif now - connection.since > self.keep_alive:
@@ -337,18 +339,22 @@ cdef class Watch:
     cdef int _relieve(self, double now) except -1:
         """Make room at the connection limit: end those idle longest, then the requests incomplete for longest.
 
-        Of connections that tell nothing, the oldest are ended.
+        Then of connections that tell nothing the oldest, and at last the answers that were not taken for longest.
         """
         cdef int fd
         cdef Connection* connection
         cdef list candidates = []
         cdef Py_ssize_t surplus = self.open - self.max_connections * 3 // 4
-        self._listen(False)
+        if not self._left_listener:
+            self._listen(False)
         for fd in range(self._size):
             connection = &self._connections[fd]
             if connection.seen != self._scans:
                 continue
-            if connection.phase == IDLE:
+            if connection.writing_since:
+                if now - connection.writing_since > PATIENCE:
+                    candidates.append((3, connection.writing_since, fd))
+            elif connection.phase == IDLE:
                 candidates.append((0, connection.since, fd))
             elif connection.phase == RECEIVING and now - connection.since > PATIENCE:
                 candidates.append((1, connection.since, fd))
@@ -358,7 +364,8 @@ cdef class Watch:
         for _, _, fd in candidates[:surplus]:
             connection = &self._connections[fd]
             # What a connection holds is still answered, unless it is known for an incomplete request.
-            self._end(fd, connection, SHUT_RDWR if connection.phase == RECEIVING else SHUT_RD, CONNECTION_LIMIT, now)
+            at_once = connection.phase == RECEIVING or connection.writing_since
+            self._end(fd, connection, SHUT_RDWR if at_once else SHUT_RD, CONNECTION_LIMIT, now)
         return 0
 
     cdef int _listen(self, bint on) except -1:

@@ -21,7 +21,7 @@ import sys
 from pyserve import _metrics
 
 cimport cython
-from cpython.bytes cimport PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_GetItem
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF
@@ -33,6 +33,7 @@ from pyserve._counters cimport (
     LABEL_COUNT, ROUTE_INFER, ROUTE_OTHER, STATE_DRAINING, STATE_READY, Block,
     Recorder, Route, now_ticks, observe, status_index,
 )
+from pyserve._inference cimport Classifier
 from pyserve._loop cimport announce_answer
 from pyserve._metrics cimport Metrics
 from pyserve._resource cimport Entry
@@ -48,7 +49,10 @@ cdef extern from "Python.h":
 
 cdef extern from "sys/socket.h" nogil:
     int shutdown(int fd, int how)
+    ssize_t send(int fd, const void* data, size_t size, int flags)
     const int SHUT_RD
+    const int MSG_DONTWAIT
+    const int MSG_NOSIGNAL
 
 cdef extern from "bjoern_request.h":
     int client_descriptor(PyObject* start_response, const PyObject* address)
@@ -106,11 +110,22 @@ cdef class StartResponse:
     """The ``start_response`` of an application behind the gate; notes the status and adds headers."""
 
     cdef object _start_response
-    cdef list _headers
+    cdef list _headers  # to add
+    cdef list _sent
     cdef str _request_id
     cdef bint _always_identify
     cdef readonly int status
     cdef readonly bint started
+    cdef str _status_line
+
+    cdef void write_head(self, int descriptor) except *:
+        """Write the answer's head in place of bjoern, as that of the connection's last answer."""
+        cdef bytes head = "".join([
+            f"HTTP/1.1 {self._status_line}\r\n",
+            *(f"{name}: {value}\r\n" for name, value in self._sent),
+            "\r\n",
+        ]).encode("latin-1")
+        send(descriptor, PyBytes_AS_STRING(head), <size_t>PyBytes_GET_SIZE(head), MSG_DONTWAIT | MSG_NOSIGNAL)
 
     def __call__(self, str status not None, headers, exc_info=None):
         headers = list(headers)
@@ -119,6 +134,8 @@ cdef class StartResponse:
             headers.append((REQUEST_ID, self._request_id))
         headers.extend(self._headers)
         self.started = True
+        self._status_line = status
+        self._sent = headers
         if exc_info is None:
             return self._start_response(status, headers)
         return self._start_response(status, headers, exc_info)
@@ -147,11 +164,13 @@ cdef bint has_loose_name(dict environ) noexcept:
 
 
 @cython.final
+@cython.no_gc_clear  # __dealloc__ needs the classifier
 cdef class Gate:
     cdef readonly object application
     cdef readonly bint draining
     cdef bint _limited  # whether every body must be one of ours
     cdef Entry _entry
+    cdef Classifier _classifier  # where this gate watches its predictions
     cdef Metrics _metrics
     cdef Block* _block
     cdef Recorder* _recorder
@@ -178,8 +197,8 @@ cdef class Gate:
 
     def __dealloc__(self):
         if self._recorder != NULL:
-            if self._entry is not None and self._entry.classifier.recorder == self._recorder:
-                self._entry.classifier.recorder = NULL
+            if self._classifier is not None and self._classifier.recorder == self._recorder:
+                self._classifier.recorder = NULL
             free(self._recorder)
 
     cdef void _watch_predictions(self, label_numbers) except *:
@@ -195,7 +214,8 @@ cdef class Gate:
             self._recorder.numbers[i] = number
         if len(label_numbers) < min(len(self._entry.classifier.labels), LABEL_COUNT):
             raise ValueError("every label needs a number")
-        self._entry.classifier.recorder = self._recorder
+        self._classifier = self._entry.classifier
+        self._classifier.recorder = self._recorder
 
     def begin(self, bint serves=True) -> None:
         """Tell that this process runs, and whether it takes the requests that the service is for."""
@@ -240,7 +260,12 @@ cdef class Gate:
                 start_response, "400 Bad Request", "there must be no space before the colon of a header", HEADER,
                 ROUTE_OTHER, self.make_id(),
             )
-        if self._entry is None or lookup(environ, "HTTP_TRANSFER_ENCODING") != NULL:
+        if (
+            self._entry is None
+            or lookup(environ, "HTTP_TRANSFER_ENCODING") != NULL
+            or lookup(environ, "HTTP_EXPECT") != NULL
+            or lookup(environ, "HTTP_UPGRADE") != NULL
+        ):
             return self._pass_on(environ, start_response, start)
         reply = self._entry.answer(environ)
         if reply is None:
@@ -300,8 +325,8 @@ cdef class Gate:
             if refusal is not None:
                 return self._refuse(start_response, refusal[0], refusal[1], refusal[2], route, request_id)
             # Of "100 Continue" bjoern makes a state that outlives an answer to a request without a body, and of an
-            # upgrade one that outlives the request.
-            if lookup(environ, "HTTP_UPGRADE") != NULL or (
+            # upgrade or CONNECT one that outlives the request.
+            if lookup(environ, "HTTP_UPGRADE") != NULL or value_of(environ, "REQUEST_METHOD") == "CONNECT" or (
                 lookup(environ, "HTTP_EXPECT") != NULL
                 and (body.received == 0 or lookup(environ, "HTTP_TRANSFER_ENCODING") != NULL)
             ):
@@ -344,6 +369,8 @@ cdef class Gate:
             if self._log_next == 0:
                 self._log_access(environ, begin.status, route, size, start, request_id)
         if tainted and descriptor >= 0 and (size == 0 or not has_taken_all(descriptor)):
+            if size == 0 and has_taken_all(descriptor):
+                begin.write_head(descriptor)  # bjoern would write it too late
             cut_off(descriptor)
         if close and size:
             return Closing(reply, descriptor)
@@ -370,6 +397,9 @@ cdef class Gate:
         elif length is None:
             if body.received:
                 return "400 Bad Request", "a body needs a Content-Length", LENGTH
+        elif lookup(environ, "HTTP_UPGRADE") != NULL and not body.received and length.strip(" \t0"):
+            # bjoern's parser takes what follows the header for another protocol's.
+            return "400 Bad Request", "a request with a body must not ask for an upgrade", LENGTH
         else:
             length = length.rstrip(" \t")
             if not (length.isascii() and length.isdigit() and len(length) < 20 and int(length) == body.received):
@@ -466,7 +496,8 @@ cdef int release(list owners) except -1:
     cdef int released = 0
     cdef Py_ssize_t i
     for i in range(len(owners)):
-        # SAFETY: the list's reference and the lost one; with any other number the environ is not lost.
+        # SAFETY: the list's reference and the lost one; with any other number the environ is not lost, and one that an
+        # application got, which may keep it, is none of these.
         if sys.getrefcount(owners[i]) == 3:
             Py_DECREF(owners[i])
             released += 1
@@ -475,7 +506,10 @@ cdef int release(list owners) except -1:
 
 cdef int collect_lost(object address, dict environ) except -1:
     """Free the environs of a connection's lost requests, given the address that they share."""
-    cdef list lost = [item for item in young_dicts() if item is not environ and item.get("REMOTE_ADDR") is address]
+    cdef list lost = [
+        item for item in young_dicts()
+        if item is not environ and item.get("REMOTE_ADDR") is address and "pyserve.request_id" not in item
+    ]
     return release(lost)
 
 
@@ -483,7 +517,10 @@ def sweep_lost() -> int:
     cdef dict environs = {}
     cdef int released = 0
     for item in gc.get_objects():
-        if type(item) is dict and type(item.get("wsgi.input")) is Body and "REMOTE_ADDR" in item:
+        if (
+            type(item) is dict and type(item.get("wsgi.input")) is Body and "REMOTE_ADDR" in item
+            and "pyserve.request_id" not in item
+        ):
             environs.setdefault(id(item["REMOTE_ADDR"]), []).append(item)
     item = None
     for owners in environs.values():

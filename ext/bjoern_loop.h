@@ -132,13 +132,18 @@ static void start_watcher(struct ev_loop *loop, ev_io *watcher) {
     libev_io_start(loop, watcher);
 }
 
+// The entries that a loader fills in for a function that a library calls.
+typedef struct {
+    const ElfW(Rela) *first;
+    size_t number;
+} relocations;
+
 // Find the entry of a function in the table of what a library imports, or NULL.
 static void **find_import(const struct link_map *library, const char *name) {
     const ElfW(Sym) *symbols = NULL;
     const char *names = NULL;
-    const ElfW(Rela) *relocations = NULL;
-    size_t size = 0;
-    bool with_addends = false;
+    relocations of_calls = {NULL, 0}, of_data = {NULL, 0};
+    bool with_addends = true;
     for (const ElfW(Dyn) *entry = library->l_ld; entry->d_tag != DT_NULL; entry++) {
         // Some loaders add the library's address to these, others do not.
         ElfW(Addr) address = entry->d_un.d_ptr < library->l_addr ? entry->d_un.d_ptr + library->l_addr
@@ -146,30 +151,60 @@ static void **find_import(const struct link_map *library, const char *name) {
         switch (entry->d_tag) {
             case DT_SYMTAB: symbols = (const ElfW(Sym) *)address; break;
             case DT_STRTAB: names = (const char *)address; break;
-            case DT_JMPREL: relocations = (const ElfW(Rela) *)address; break;
-            case DT_PLTRELSZ: size = entry->d_un.d_val; break;
+            case DT_JMPREL: of_calls.first = (const ElfW(Rela) *)address; break;
+            case DT_PLTRELSZ: of_calls.number = entry->d_un.d_val / sizeof(ElfW(Rela)); break;
             case DT_PLTREL: with_addends = entry->d_un.d_val == DT_RELA; break;
+            case DT_RELA: of_data.first = (const ElfW(Rela) *)address; break;
+            case DT_RELASZ: of_data.number = entry->d_un.d_val / sizeof(ElfW(Rela)); break;
         }
     }
-    if (symbols == NULL || names == NULL || relocations == NULL || !with_addends) {
+    if (symbols == NULL || names == NULL || !with_addends) {
         return NULL;
     }
-    for (size_t i = 0; i < size / sizeof(ElfW(Rela)); i++) {
-        if (strcmp(names + symbols[ELF64_R_SYM(relocations[i].r_info)].st_name, name) == 0) {
-            return (void **)(library->l_addr + relocations[i].r_offset);
+    const relocations tables[] = {of_calls, of_data};
+    for (size_t table = 0; table < 2; table++) {
+        for (size_t i = 0; tables[table].first != NULL && i < tables[table].number; i++) {
+            const ElfW(Rela) *relocation = &tables[table].first[i];
+            if (strcmp(names + symbols[ELF64_R_SYM(relocation->r_info)].st_name, name) == 0) {
+                return (void **)(library->l_addr + relocation->r_offset);
+            }
         }
     }
     return NULL;
 }
 
-// Put a function into an entry, which the loader may have made read-only. Return whether it could be done.
+typedef struct {
+    uintptr_t address;
+    bool protected;
+} protected_page;
+
+// Tell whether a page is one that the loader makes read-only once it has filled in the entries (PT_GNU_RELRO).
+static int find_protection(struct dl_phdr_info *library, size_t size, void *data) {
+    protected_page *page = (protected_page *)data;
+    uintptr_t page_size = (uintptr_t)sysconf(_SC_PAGESIZE);
+    for (int i = 0; i < library->dlpi_phnum; i++) {
+        const ElfW(Phdr) *segment = &library->dlpi_phdr[i];
+        if (segment->p_type == PT_GNU_RELRO) {
+            uintptr_t start = (library->dlpi_addr + segment->p_vaddr) & ~(page_size - 1);
+            uintptr_t end = (library->dlpi_addr + segment->p_vaddr + segment->p_memsz) & ~(page_size - 1);
+            page->protected |= start <= page->address && page->address < end;
+        }
+    }
+    return 0;
+}
+
+// Put a function into an entry. Return whether it could be done.
 static bool replace_import(void **entry, watcher_function *function) {
     uintptr_t page_size = (uintptr_t)sysconf(_SC_PAGESIZE);
-    void *page = (void *)((uintptr_t)entry & ~(page_size - 1));
-    if (mprotect(page, page_size, PROT_READ | PROT_WRITE) != 0) {
+    protected_page page = {(uintptr_t)entry & ~(page_size - 1), false};
+    dl_iterate_phdr(find_protection, &page);
+    if (page.protected && mprotect((void *)page.address, page_size, PROT_READ | PROT_WRITE) != 0) {
         return false;
     }
     *entry = (void *)function;
+    if (page.protected) {
+        mprotect((void *)page.address, page_size, PROT_READ);
+    }
     return true;
 }
 
@@ -177,33 +212,36 @@ static bool replace_import(void **entry, watcher_function *function) {
 // where it was not, nothing is changed and bjoern works as ever.
 static bool replace_watcher_calls(PyObject *server_run) {
     Dl_info where;
-    struct link_map *library = NULL;
     if (libev_io_start != NULL) {
         return true;
     }
-    if (sizeof(void *) != 8 || !PyCFunction_Check(server_run) || EV_VERSION_MAJOR != 4 ||
-        dladdr1((void *)PyCFunction_GET_FUNCTION(server_run), &where, (void **)&library, RTLD_DL_LINKMAP) == 0 ||
-        library == NULL) {
+    if (sizeof(void *) != 8 || !PyCFunction_Check(server_run) ||
+        dladdr((void *)PyCFunction_GET_FUNCTION(server_run), &where) == 0) {
         return false;
     }
-    void **start = find_import(library, "ev_io_start");
-    void **stop = find_import(library, "ev_io_stop");
-    if (start == NULL || stop == NULL) {
+    void *library = dlopen(where.dli_fname, RTLD_NOW | RTLD_NOLOAD);  // a struct link_map, too
+    if (library == NULL) {
         return false;
     }
-    watcher_function *old_start = (watcher_function *)*start;
-    watcher_function *old_stop = (watcher_function *)*stop;
+    void **start = find_import((const struct link_map *)library, "ev_io_start");
+    void **stop = find_import((const struct link_map *)library, "ev_io_stop");
+    int (*version)(void) = (int (*)(void))dlsym(library, "ev_version_major");
+    watcher_function *old_start = (watcher_function *)dlsym(library, "ev_io_start");
+    watcher_function *old_stop = (watcher_function *)dlsym(library, "ev_io_stop");
+    if (start == NULL || stop == NULL || old_start == NULL || old_stop == NULL || version == NULL ||
+        version() != EV_VERSION_MAJOR) {
+        dlclose(library);
+        return false;
+    }
     libev_io_stop = old_stop;
     if (!replace_import(stop, stop_watcher)) {
-        libev_io_stop = NULL;
-        return false;
-    }
-    if (!replace_import(start, start_watcher)) {
-        *stop = (void *)old_stop;
-        libev_io_stop = NULL;
         return false;
     }
     libev_io_start = old_start;
+    if (!replace_import(start, start_watcher)) {
+        libev_io_start = NULL;  // nothing is announced then, and the other function does what libev's does
+        return false;
+    }
     return true;
 }
 

@@ -93,8 +93,9 @@ void predict_many(const NativeEngine& engine, const LineView* lines, size_t numb
     }
   };
   std::vector<std::thread> others;
+  const size_t useful = std::min(threads, (number + LINES_AT_ONCE - 1) / LINES_AT_ONCE);
   try {
-    while (others.size() + 1 < threads) {
+    while (others.size() + 1 < useful) {
       others.emplace_back(work);
     }
   } catch (const std::exception&) {  // no more threads, or no memory for one: those that there are do the work

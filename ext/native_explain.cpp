@@ -1,5 +1,6 @@
 #include "native_explain.hpp"
 
+#include <algorithm>
 #include <cstring>
 #include <new>
 #include <optional>
@@ -28,7 +29,7 @@ class Explainer {
     read_tokens(line, with_eos);
     add_word_ngrams();
     for (TokenShare& token : explanation_.tokens) {
-      token.share /= static_cast<double>(rows_);
+      token.share /= static_cast<double>(std::max<size_t>(rows_, 1));
       explanation_.score += token.share;
     }
   }

@@ -194,7 +194,7 @@ bool OutputStage::fill_probabilities(const Kernel& kernel, const float* hidden, 
   }
   if (loss_ == LossName::softmax) {
     normalise(output, labels);
-    return !std::isnan(output[0]);  // all of them are, where two scores are infinite
+    return !std::isnan(output[0]);  // all of them are, where a score is infinite
   }
   for (size_t label = 0; label < labels; label++) {
     output[label] = sigmoid(sigmoid_, output[label]);

@@ -310,8 +310,8 @@ void build_output(const ModelFile& model, OutputLayer& output) {
       output.norms[label] = centroid(matrix.norm_quantizer, matrix.norm_codes[label]);
     }
   }
-  if (static_cast<uint64_t>(output.padded_labels) * output.dim > CELLS_COPIED) {
-    return;
+  if (model.args.loss == LossName::hs || static_cast<uint64_t>(output.padded_labels) * output.dim > CELLS_COPIED) {
+    return;  // a tree is walked row by row
   }
   output.transposed = AlignedArray<float>(static_cast<size_t>(output.dim) * output.padded_labels);
   for (uint32_t column = 0; column < output.dim; column++) {

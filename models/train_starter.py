@@ -2,7 +2,7 @@
 """Rebuild ``starter.ftz``, the small five-star review model that comes with the project.
 
 The training text is generated here, from the phrases of ``starter_text.txt`` and from the sentiment lexicon of VADER
-(Hutto and Gilbert, 2014; package vaderSentiment, MIT licence), which gives each of 7,000 words a mean valence between
+(Hutto and Gilbert, 2014; package vaderSentiment, MIT licence), which gives each of 7,500 words a mean valence between
 -4 and 4. Nothing is random that is not drawn from one seeded generator, so the text is the same each time.
 
 fastText itself is deterministic only with one thread. With one thread it initialises only the first tenth of the

@@ -142,21 +142,36 @@ def parse_address(context: click.Context, parameter: click.Parameter, value: str
 @option("--port", default=9000, type=click.IntRange(0, 65535), help="The port to listen on; 0 takes a free one.")
 @option("--unix-socket", type=click.Path(path_type=Path), help="Listen on this Unix socket instead.")
 @option("--reuse-port", is_flag=True, help="Give each worker a socket of its own (SO_REUSEPORT).")
-@option("--admin-address", callback=parse_address, metavar="HOST:PORT", help="Serve health and metrics here alone.")
+@option(
+    "--admin-address",
+    callback=parse_address,
+    metavar="HOST:PORT",
+    help="Serve health and metrics here and nowhere else.",
+)
 @option("--workers", type=click.IntRange(1, 1024), help="How many processes serve.  [default: the usable cores]")
 @option("--timeout", default=30, type=WholeSeconds(1), help="Seconds after which a worker that hangs is killed.")
 @option("--graceful-timeout", default=30, type=WholeSeconds(1), help="Seconds to answer what was asked, at the end.")
 @option("--max-body", default=DEFAULT_MAX_BODY, type=Count(1), help="The most bytes in a request's body.")
 @option("--max-texts", default=DEFAULT_MAX_TEXTS, type=Count(1), help="The most texts in a request.")
-@option("--max-bodies", default=128 * MEGABYTE, type=Count(1), help="The most bytes of bodies in a worker.")
-@option("--request-timeout", default=30.0, type=Seconds(0.5), help="Seconds for a request to be complete.")
+@option(
+    "--max-bodies",
+    default=128 * MEGABYTE,
+    type=Count(1),
+    help="The most bytes of all bodies that a worker is receiving.",
+)
+@option(
+    "--request-timeout",
+    default=30.0,
+    type=Seconds(0.5),
+    help="Seconds for a request to be complete, and for its answer to be taken.",
+)
 @option("--keep-alive", default=75.0, type=Seconds(0.5), help="Seconds for which a connection may be idle.")
 @option("--max-connections", default=10_000, type=Count(1), help="The most connections of a worker.")
 @option(
     "--max-growth",
     default=256 * MEGABYTE,
     type=Count(0),
-    help="Bytes a worker may grow by; 0 for no limit.",
+    help="Bytes by which a worker's memory may grow before it is replaced; 0 for no limit.",
 )
 @option("--log-format", default="text", type=click.Choice(["text", "json"]), help="How a line of the log is written.")
 @option("--access-log", default=0, type=Count(0), metavar="N", help="Log one of N requests; 0 logs none.")
@@ -212,13 +227,15 @@ def serve(
     loaded = load_all()
     workers = workers or server.count_usable_cores()
     try:
+        if unix_socket and reuse_port:
+            raise Failure("--reuse-port goes with --host and --port, not with --unix-socket")
+        admin_listener = server.listen(*admin_address) if admin_address else None
         if unix_socket:
             listeners = [server.listen_unix(unix_socket)]
         else:
             listeners = [server.listen(host, port, reuse_port=reuse_port)]
             port = listeners[0].getsockname()[1]
             listeners += [server.listen(host, port, reuse_port=True) for _ in range(workers - 1) if reuse_port]
-        admin_listener = server.listen(*admin_address) if admin_address else None
     except server.ServeError as error:
         raise Failure(str(error)) from None
     log.set_up(log_format)
@@ -286,7 +303,7 @@ def verify(
 ) -> None:
     """Check that MODEL is an intact supervised fastText model, and what its sidecar MODEL.json says.
 
-    Exit status: 0 all is well, 1 a check failed, 2 there is no such file.
+    Exit status: 0 all is well, 1 a check failed, 2 wrong usage, no such file, or a sidecar that cannot be written.
     """
     if golden and not write:
         raise Failure("--golden goes with --write")
@@ -374,9 +391,10 @@ def list_published(context: click.Context, parameter: click.Parameter, wanted: b
 def fetch(
     directory: Path, mirror: str | None, sha256: str | None, stall_timeout: float, max_time: float | None, name: str
 ) -> None:
-    """Download the model NAME that fastText publishes, check it, and put it into models/.
+    """Download the model NAME that fastText publishes, check it, and keep it where --directory says.
 
-    Exit status: 0 the model is there, 1 what arrived is not what it should be, 2 wrong usage, 3 nothing was fetched.
+    Exit status: 0 the model is there, 1 what arrived is not what it should be, 2 wrong usage or a directory that
+    cannot be written, 3 nothing was fetched.
     """
     import signal
 

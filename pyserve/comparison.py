@@ -45,6 +45,7 @@ def compare_engines(path: Path, texts: Iterable[bytes]) -> Comparison:
 
     Raises:
         ModelError: an engine cannot load the model, or has no answer.
+        FormatError: the file is not intact.
         ValueError: there are no texts.
     """
     with open_source(path) as source:

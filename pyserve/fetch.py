@@ -21,7 +21,7 @@ import urllib3
 from tqdm import tqdm
 
 from pyserve.model import ModelError, hash_model, inspect_model
-from pyserve.sidecar import read_sidecar, sidecar_path
+from pyserve.sidecar import read_sidecar, show_name, sidecar_path
 
 UPSTREAM = "https://dl.fbaipublicfiles.com/fasttext/supervised-models"
 LICENCE = "CC-BY-SA-3.0"
@@ -40,7 +40,7 @@ class Published:
 
     Attributes:
         file: the last part of its address.
-        size: its size as the page says, or in bytes where it is known.
+        size: its size as the page says.
         about: what it tells apart.
         licence: an SPDX identifier, or nearly.
         sha256: its digest, where it is known.
@@ -191,6 +191,8 @@ def check_file(path: Path, target: Path, expected: str | None) -> None:
             sidecar.check_sha256(digest)
     except ValueError as error:
         raise ModelError(str(error)) from None
+    except OSError as error:
+        raise ModelError(f"{show_name(sidecar_path(target))} cannot be read: {error.strerror}") from None
 
 
 def download_within(url: str, path: Path, timeout: float, max_time: float | None) -> None:

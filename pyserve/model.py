@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 from pyserve._inference import Classifier
 from pyserve._model_file import FormatError, ModelInfo, UnsupportedError, inspect
 from pyserve._native import NativeEngine
-from pyserve.sidecar import Sidecar, read_sidecar, show_name, sidecar_path, write_sidecar
+from pyserve.sidecar import Sidecar, read_golden_texts, read_sidecar, show_name, sidecar_path, write_sidecar
 
 DIRECTORY = Path("models")
 PREFERRED = "amazon_review_full.ftz"
@@ -133,8 +133,8 @@ def rehearse_load(path: str | os.PathLike[str], *, engine: str = "binding") -> N
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status < 0:
         raise ModelError(
-            f"{show_name(Path(path))} cannot be served: {signal.Signals(-status).name} ended the attempt to load it; "
-            "was it overwritten meanwhile?"
+            f"{show_name(Path(path))} cannot be served: a signal ({signal.strsignal(-status)}) ended the attempt "
+            "to load it; was it overwritten meanwhile?"
         )
 
 
@@ -175,6 +175,11 @@ def verify_model(path: Path) -> Verification:
 def write_model_sidecar(path: Path, texts: Iterable[str] = ()) -> int:
     """Write the sidecar of a model from the model itself, and return how many golden predictions it holds.
 
+    Args:
+        path: the model.
+        texts: the texts of the golden predictions; where there are none, those of the sidecar that it replaces, or some
+            for any classifier of texts.
+
     Raises:
         ModelError: the file is not an intact supervised model.
         OSError: the sidecar cannot be written.
@@ -183,6 +188,7 @@ def write_model_sidecar(path: Path, texts: Iterable[str] = ()) -> int:
         opened = _load_source(source, "binding", with_sidecar=False)
         sha256 = source.hash()
     try:
+        texts = tuple(texts) or read_golden_texts(sidecar_path(path))
         return write_sidecar(sidecar_path(path), sha256, opened.info.size, opened.model.predict, texts)
     except (RuntimeError, ValueError) as error:
         raise ModelError(f"{source.name} has no answer to a golden text: {error}") from None

@@ -181,6 +181,14 @@ def refuse_handshakes(listener: socket.socket) -> None:
         listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 4, program.buffer_info()[0]))
 
 
+def name_signal(number: int) -> str:
+    """Return a signal's name; those for a program's own use have none but their number."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def settle_memory() -> None:
     """Free what is garbage, and exempt the rest from collections: in a worker they would copy pages that it shares."""
     gc.unfreeze()
@@ -606,7 +614,7 @@ class Manager(Arbiter):  # type: ignore[misc]
 
     def find_cause(self, worker: Any, exit_code: int, was_up: bool) -> tuple[str, str]:
         """Return why a worker ended, as one of ``_metrics.ENDED``, and how the system put it."""
-        shown = signal.Signals(-exit_code).name if exit_code < 0 else f"status {exit_code}"
+        shown = name_signal(-exit_code) if exit_code < 0 else f"status {exit_code}"
         if worker.aborted:
             return "timeout", shown
         if exit_code == 0 and self.stopping:

@@ -157,6 +157,15 @@ def write_sidecar(path: Path, sha256: str, size: int, predict: Predict, texts: I
     return len(rows)
 
 
+def read_golden_texts(path: Path) -> tuple[str, ...]:
+    """Return the texts of a sidecar; none where there is none, or what is there is not one."""
+    try:
+        sidecar = read_sidecar(path)
+    except (ValueError, OSError):
+        return ()
+    return tuple(golden.text for golden in sidecar.golden) if sidecar else ()
+
+
 def read_sidecar(path: Path) -> Sidecar | None:
     """Read a sidecar; None where there is none.
 

@@ -1,8 +1,8 @@
 """A bjoern event loop as a gunicorn worker; the only importer of bjoern.
 
 bjoern does the work, and what it lacks is added from outside: bodies with a limit (``_body``), a gate in front of the
-application (``_gate``) and, on a timer signal whose handler runs between the callbacks of the loop, limits on its
-connections (``_connections``).
+application (``_gate``), answers written at once (``_loop``) and, on a timer signal whose handler runs between the
+callbacks of the loop or within the application's Python code, limits on its connections (``_connections``).
 """
 
 import logging
@@ -147,7 +147,8 @@ class BjoernWorker(Worker):  # type: ignore[misc]
         sys.modules["io"] = _body.IO()  # type: ignore[assignment]
         signal.setitimer(signal.ITIMER_REAL, 0.01, TICK)
         self.notify()
-        take_over(_bjoern.server_run, _bjoern.version)
+        if not take_over(_bjoern.server_run, _bjoern.version):
+            logger.warning("this build of bjoern is not known: its answers wait for a turn of its loop")
         _bjoern.server_run(self.listener, self.gate.handle)  # until go_on_draining() ends the process
 
     def handle_terminate(self, number: int, frame: FrameType | None) -> None:

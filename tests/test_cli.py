@@ -133,6 +133,14 @@ def test_serve_unix_socket_impossible(star_model: Path, tmp_path: Path) -> None:
     assert err.count("\n") == 1
 
 
+def test_serve_that_cannot_start_leaves_no_unix_socket(star_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = f"127.0.0.1:{other.getsockname()[1]}"
+        assert run("serve", "--model", str(star_model), "--unix-socket", str(path), "--admin-address", taken)[0] == 2
+    assert not path.exists()
+
+
 def test_serve_unix_socket_over_a_file(star_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("kept")

@@ -1,18 +1,31 @@
 """The gate by itself: what it passes on, what it refuses, what it counts and what it adds."""
 
+import gc
 import json
+import sys
+import weakref
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
+import falcon
 import pytest
 
-from pyserve import Classifier, create_app
+from pyserve import Classifier, create_app, load_model
 from pyserve._body import IO
 from pyserve._gate import Closing, ConnectionDone, Gate, sweep_lost
 from pyserve._metrics import Metrics
 from tests.support import FORM, ROUTE
 
 Environ = dict[str, Any]
+
+
+class CycleResource:
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        raise AssertionError("nobody asks")
 
 
 class Caller:
@@ -169,6 +182,29 @@ def test_sweep_leaves_owned_environs_alone(caller: Caller) -> None:
     owned = [caller.environ() for _ in range(100)]
     assert sweep_lost() == 0
     assert all(environ["PATH_INFO"] == ROUTE for environ in owned)
+
+
+def test_sweep_leaves_kept_environs_alone(caller: Caller) -> None:
+    """An application may keep an environ; its connection may be gone."""
+    kept = [caller.environ(PATH_INFO="/nothing")]
+    caller.gate.handle(kept[0], lambda *answer: None)
+    before = sys.getrefcount(kept[0])
+    assert sweep_lost() == 0
+    after = sys.getrefcount(kept[0])
+    assert after == before
+
+
+def test_gate_in_a_cycle_leaves_the_classifier_usable(star_model: Path) -> None:
+    classifier = load_model(star_model)
+    caller = Caller(classifier)
+    caller.gate.application.falcon_app.add_route("/cycle", CycleResource(caller.gate))
+    expected = classifier.answer(b"text=great")
+    assert caller.count("texts") == 1
+    freed = weakref.ref(caller)
+    del caller
+    gc.collect()
+    assert freed() is None
+    assert classifier.answer(b"text=great") == expected
 
 
 def test_snapshot_sums_all_slots(classifier: Classifier) -> None:

@@ -228,6 +228,7 @@ def test_explanation_where_there_is_none(train_recipe: Callable[[str], Path], na
         Classifier(engine, engine.info.labels).explain("probe")
     empty = Classifier(engine, engine.info.labels).explain("nothing that it knows")
     assert (empty.label, empty.confidence, empty.score, empty.words_known) == (None, 0.0, 0.0, 0)
+    assert [token.share for token in empty.tokens] == [0.0] * 5  # the end of the line is one
 
 
 @pytest.mark.parametrize("name", ["bigrams", "packed-pruned", "hs-subwords", "other-prefix"])

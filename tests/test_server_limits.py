@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import resource
+import signal
 import socket
 import subprocess
 import threading
@@ -214,6 +215,39 @@ def test_answer_that_is_not_taken_is_cut_off(
             connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
             wait_for(lambda: closed_for(server, "answer_timeout") == 1, "the cut")
         assert server.request(b"text=great")[0] == 200
+
+
+@pytest.mark.parametrize("event", ["reload", "stop", "connection limit"])
+def test_answer_that_is_taken_slowly_is_not_cut_off(star_model: Path, event: str) -> None:
+    """Neither by a worker that ends nor at the connection limit."""
+    texts = 100_000
+    options = ["--workers", "1", "--max-texts", str(texts), "--max-connections", "10"]
+    with serve(star_model, *options) as server, server.connect(receive_buffer=4096) as connection:
+        body = b"&".join([b"text=a"] * texts)
+        connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        with connection.makefile("rb") as stream:
+            assert stream.peek(1)
+            if event == "reload":
+                server.process.send_signal(signal.SIGHUP)
+                wait_for_log(server, " reloaded ")
+            elif event == "stop":
+                server.process.send_signal(signal.SIGTERM)
+            with contextlib.ExitStack() as held:
+                for _ in range(9 if event == "connection limit" else 0):
+                    held.enter_context(server.connect())
+                time.sleep(4)  # longer than what an idle connection is given
+            assert len(json.loads(read_reply(stream).body)) == texts
+
+
+def test_worker_at_the_connection_limit_ends(star_model: Path) -> None:
+    options = ["--workers", "1", "--max-connections", "4", "--request-timeout", "3"]
+    with serve(star_model, *options) as server, contextlib.ExitStack() as held:
+        wait_for_log(server, " ready ")
+        for _ in range(4):
+            held.enter_context(server.connect()).sendall(HEAD)
+        server.process.send_signal(signal.SIGHUP)
+        wait_for_log(server, "cause=reloaded")
+        assert "housekeeping" not in server.read_log()
 
 
 def test_body_over_the_limit(star_model: Path) -> None:

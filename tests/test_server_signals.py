@@ -423,6 +423,16 @@ def test_killed_worker_is_replaced(star_model: Path, expected: dict[bytes, bytes
         assert survivor in workers_of(server)
 
 
+def test_worker_killed_by_a_signal_without_a_name_is_replaced(star_model: Path, client: Client) -> None:
+    with serve(star_model, "--workers", "1") as server:
+        wait_for_log(server, " ready ")
+        os.kill(*workers_of(server), signal.SIGRTMIN + 6)
+        wait_for_log(server, "exit=signal 40")
+        wait_for(lambda: workers_of(server), "the next worker")
+        assert server.request(b"text=great") == (200, client(b"text=great").body)
+        assert server.stop() == 0
+
+
 def test_hanging_worker_is_killed_and_replaced(star_model: Path) -> None:
     with serve(star_model, "--workers", "1", "--timeout", "1") as server:
         wait_for_log(server, " ready ")
