@@ -54,7 +54,14 @@ serve: build ## serve on 127.0.0.1:9000; more options in ARGS
 	fi
 	$(BIN)/pyserve serve $(ARGS)
 
-test: build ## run the tests
+# What some tests use where it is there.
+$(VENV)/test-tools:
+	@as_root=; [ "$$(id -u)" = 0 ] || as_root="sudo -n"; command -v wrk >/dev/null || \
+	{ $$as_root apt-get update -qq && $$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y wrk >/dev/null; } || \
+	echo "wrk could not be installed: the tests that need it are skipped" >&2
+	@mkdir -p $(VENV) && touch $@
+
+test: build $(VENV)/test-tools ## run the tests
 	$(BIN)/pytest -m 'not slow' $(ARGS)
 
 test-wheel: build ## build a wheel and an sdist, install both elsewhere and serve
