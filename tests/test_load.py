@@ -278,19 +278,13 @@ def test_parse_wrk2() -> None:
     assert [pick(points, percentile) for percentile in (50, 99, 99.9, 100)] == [1.162, 5.466, 7.999, 19.871]
 
 
-def test_parse_h2load() -> None:
-    found = generators.parse_h2load(read_sample("h2load.txt"))
-    assert (found.rate, found.succeeded, found.failed, found.longest_ms) == (999.7, 2000, 0, 4.27)
-    assert found.mean_ms == pytest.approx(0.051)
-
-
 def test_read_log_cut_off() -> None:
     requests = read_log(SAMPLES / "h2load.tsv")
     assert len(requests) == 5  # and a sixth line that was cut off
     assert requests[0] == Request(1795462421156763, 200, 3222)
 
 
-@pytest.mark.parametrize("parse", [generators.parse_wrk, generators.parse_wrk2, generators.parse_h2load])
+@pytest.mark.parametrize("parse", [generators.parse_wrk, generators.parse_wrk2])
 def test_parse_other_text(parse: Callable[[str], object]) -> None:
     with pytest.raises(GeneratorError):
         parse("unable to connect to 127.0.0.1:9000 Connection refused")
