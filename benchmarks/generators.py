@@ -4,6 +4,7 @@
 ``h2load`` the log is read: it is ended while every connection still has requests to send, and prints no summary then.
 """
 
+import math
 import re
 import resource
 import shutil
@@ -213,7 +214,7 @@ def measure_paced(
         script = folder / "paced.lua"
         write_wrk_script(script, texts)
         # It calibrates for ten seconds before latencies count.
-        length = 10 + seconds
+        length = math.ceil(10 + seconds)  # it takes whole seconds only
         output, busy = run(pin(cores, wrk2_command(tools["wrk2"], url, script, rate, connections, length)), length)
         found = parse_wrk(output)
         return Paced(found.rate, parse_wrk2(output), None, found.failed, None, busy)

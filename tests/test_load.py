@@ -565,3 +565,38 @@ def test_server_names_missing_packages(star_model: Path) -> None:
     fake = Contender("fake", "fake", lambda model, port: ["true"], needs=("no-such-package",))
     with pytest.raises(ServerError, match="needs no-such-package"), running(fake, star_model, [0]):
         pass
+
+
+@pytest.mark.parametrize("quick", [True, False], ids=["quick", "full"])
+@pytest.mark.parametrize("paced_by", ["h2load", "wrk2"])
+def test_plan_keeps_to_the_promised_minutes(
+    session: load.Session, monkeypatch: pytest.MonkeyPatch, paced_by: str, quick: bool
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(2)))
+    session.tools = {"wrk": "wrk", paced_by: paced_by}
+    session.contenders = list(CONTENDERS)
+    session.workloads = {"short": [], "reviews": []}
+    session.extent = load.choose_extent(session.tools, quick=quick)
+    assert sum(seconds for seconds, _ in load.plan_phases(session)) < session.extent.minutes * 60
+    assert session.extent.minutes == (3 if quick else 30)
+
+
+@pytest.mark.parametrize("seconds", [1, 1.5, 5.0])
+def test_wrk2_is_given_whole_seconds(session: load.Session, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    commands = []
+
+    def note(command: list[str], seconds: float) -> tuple[str, float]:
+        commands.append(command)
+        return read_sample("wrk2.txt"), 0.5
+
+    monkeypatch.setattr(generators, "run", note)
+    load.pace(session, processes.Group(1, 9000, 0.1), "short", 1000, seconds)
+    ((duration,),) = [[part for part in command if part.startswith("-d")] for command in commands]
+    assert re.fullmatch(r"-d\d+s", duration)
+    assert int(duration[2:-1]) >= 10 + seconds
+
+
+def test_end_says_what_shows_the_results(tmp_path: Path) -> None:
+    assert load.explain_output(load.RESULTS).endswith("load.json; make load-report shows it in README.md")
+    quick = load.explain_output(load.RESULTS / "quick")
+    assert re.search(r'; make load-report ARGS="--results \S*benchmarks/results/quick" shows it', quick)
