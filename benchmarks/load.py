@@ -484,16 +484,17 @@ def drive(
             drive_once(session, group, script, [session.load_core])
         )
     describe_server(session, contender, group)
+    # Taken here alone, so that every server has had the same load before.
+    session.results["servers"][contender.name]["memory_mb"] = round(group.memory_mb(), 1)
 
 
 def describe_server(session: Session, contender: Contender, group: Group) -> None:
-    """Record how a server was started and what it takes."""
-    session.results["servers"][contender.name] = {
-        "title": contender.title,
-        "command": session.shorten(contender.command(session.model, 9000)),
-        "ready_seconds": round(group.ready_seconds, 2),
-        "memory_mb": round(group.memory_mb(), 1),
-    }
+    """Record, once, how a server was started and how soon it answered."""
+    if contender.name not in session.results["servers"]:
+        session.results["servers"][contender.name] = {
+            "command": session.shorten(contender.command(session.model, 9000)),
+            "ready_seconds": round(group.ready_seconds, 2),
+        }
 
 
 def drive_once(session: Session, group: Group, script: Path, cores: list[int]) -> dict[str, float]:
@@ -763,7 +764,10 @@ def bisect(probe: Callable[[int], Probe], limit_ms: float, highest: int, precisi
 
 
 def break_down(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Divide a request's processor time: what the floor takes, what the model takes, and the rest: the server's own."""
+    """Divide a request's processor time: what plain bjoern takes, what the model takes, and the rest: the server's own.
+
+    A server that replaces parts of bjoern may take less than plain bjoern: then nothing is left as its own.
+    """
     engines = {one.name: one.engine for one in CONTENDERS}
     times = {(one["server"], one["workload"]): one["cpu_us"] for one in results["maximum"]}
     parts = []
@@ -771,6 +775,7 @@ def break_down(results: dict[str, Any]) -> list[dict[str, Any]]:
         floor, engine = times.get(("floor", workload)), engines.get(server)
         if floor and engine in results["model_us"]:
             model = results["model_us"][engine][workload]
+            floor = min(floor, total - model)
             parts.append(
                 {
                     "server": server,
@@ -778,7 +783,7 @@ def break_down(results: dict[str, Any]) -> list[dict[str, Any]]:
                     "total_us": round(total, 2),
                     "floor_us": round(floor, 2),
                     "model_us": round(model, 2),
-                    "own_us": round(max(total - floor - model, 0.0), 2),
+                    "own_us": round(total - floor - model, 2),
                 }
             )
     return parts

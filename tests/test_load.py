@@ -442,17 +442,82 @@ def test_reviews_use_the_models_words(star_model: Path) -> None:
 RESULTS = report.RESULTS / "load.json"
 
 
-def test_breakdown_adds_up() -> None:
+@pytest.mark.parametrize(
+    ("total", "shares"),
+    [(12.5, (10.0, 1.5, 1.0)), (11.0, (9.5, 1.5, 0.0)), (9.0, (7.5, 1.5, 0.0))],
+    ids=["above plain bjoern", "model and plain bjoern are more", "below plain bjoern"],
+)
+def test_breakdown_adds_up(total: float, shares: tuple[float, float, float]) -> None:
     results = {
         "maximum": [
             {"server": server, "workload": "short", "cpu_us": microseconds}
-            for server, microseconds in (("floor", 10.0), ("pyserve", 12.5), ("granian", 25.0))
+            for server, microseconds in (("floor", 10.0), ("pyserve", total), ("granian", 25.0))
         ],
         "model_us": {"binding": {"short": 1.5}},
     }
     (part,) = load.break_down(results)
-    assert (part["server"], part["workload"]) == ("pyserve", "short")
-    assert (part["total_us"], part["floor_us"], part["model_us"], part["own_us"]) == (12.5, 10.0, 1.5, 1.0)
+    assert (part["server"], part["workload"], part["total_us"]) == ("pyserve", "short", total)
+    assert (part["floor_us"], part["model_us"], part["own_us"]) == shares
+    assert sum(shares) == total
+
+
+@pytest.fixture
+def results() -> report.Results:
+    """The committed results, to be changed."""
+    return json.loads(RESULTS.read_text())
+
+
+def test_report_says_that_plain_bjoern_is_no_bound(results: report.Results) -> None:
+    text = report.render(results)
+    assert "| plain bjoern, constant answer |" in text
+    assert "floor" not in text
+    assert "no lower bound" in text
+
+
+def test_report_notes_only_what_was_measured(results: report.Results) -> None:
+    text = report.render(results)
+    assert "9 gevent workers" in text
+    assert "sync workers" in text
+    assert "was tried twice" in text
+    for name in ("gunicorn", "sync"):
+        del results["servers"][name]
+    results |= {"capacity": [], "breakdown": [], "latency": []}
+    text = report.render(results)
+    for word in ("gevent", "sync", "was tried twice", "no lower bound", "h2load, logging", "varies addresses"):
+        assert word not in text
+
+
+def test_report_marks_the_generators_limit_of_either_tool(results: report.Results) -> None:
+    results["about"]["paced_by"] = "wrk2"
+    results["capacity"][0]["generator_limits"] = True
+    assert "`≥` marks" in report.render(results)
+
+
+@pytest.mark.parametrize(("rounds", "said"), [(1, "in one round."), (3, "the median of 3 rounds ± half their range.")])
+def test_report_says_how_often_was_measured(results: report.Results, rounds: int, said: str) -> None:
+    results["about"]["rounds"] = rounds
+    assert said in report.introduce(results)
+
+
+@pytest.mark.parametrize(("load_core", "said"), [(0, "shares one core with"), (1, "has one core, and")])
+def test_report_says_who_has_which_core(results: report.Results, load_core: int, said: str) -> None:
+    results["about"]["machine"] |= {"server_core": 0, "load_core": load_core}
+    assert f"Each server {said}" in report.introduce(results)
+
+
+def test_report_links_only_pictures_that_are_there(results: report.Results, tmp_path: Path) -> None:
+    assert "![" not in report.render(results, tmp_path)
+    (tmp_path / "maximum.png").touch()
+    (link,) = re.findall(r"!\[[^]]+\]\(([^)]+)\)", report.render(results, tmp_path))
+    assert (ROOT / link).resolve() == (tmp_path / "maximum.png").resolve()
+
+
+def test_report_links_every_picture_that_is_drawn(results: report.Results, tmp_path: Path) -> None:
+    pictures = pytest.importorskip("benchmarks.pictures", reason="needs matplotlib, which make load installs")
+    (tmp_path / "gunicorn.png").touch()
+    results["latency"] = [one for one in results["latency"] if one["server"] != "gunicorn"]
+    pictures.draw_all(results, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == set(report.PICTURES) - {"gunicorn.png"}
 
 
 def test_readme_shows_the_results() -> None:
@@ -466,7 +531,11 @@ def test_readme_check_notices_a_difference(tmp_path: Path) -> None:
         re.sub(r"(?<=\| pyserve \| )\d", "9", report.README.read_text()).replace("times gunicorn", "times")
     )
     command = [sys.executable, "-m", "benchmarks.report", "--check", "--readme", str(changed)]
-    assert subprocess.run(command, cwd=ROOT, check=False, capture_output=True).returncode == 1
+    found = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (
+        1,
+        "README.md does not show the results of load.json, make load-report does that\n",
+    )
 
 
 def test_readme_pictures_are_there_and_small() -> None:
@@ -549,7 +618,10 @@ def test_run_without_wrk_measures_latency(session: load.Session) -> None:
     load.measure(session)
     assert session.results["maximum"] == []
     assert len(session.results["latency"]) > 1
-    assert "| floor: bjoern, constant answer |  |  | 5.5 ms |" in report.render(session.results)
+    assert "| plain bjoern, constant answer |  |  | 5.5 ms |" in report.render(session.results)
+    # Memory is what the greatest rates leave, so without them there is none.
+    assert "memory_mb" not in session.results["servers"]["floor"]
+    assert "Memory" not in report.render(session.results)
     assert "apt-get install wrk" in generators.explain_missing(session.tools)[0]
 
 
@@ -594,6 +666,16 @@ def test_wrk2_is_given_whole_seconds(session: load.Session, monkeypatch: pytest.
     ((duration,),) = [[part for part in command if part.startswith("-d")] for command in commands]
     assert re.fullmatch(r"-d\d+s", duration)
     assert int(duration[2:-1]) >= 10 + seconds
+
+
+def test_memory_is_taken_after_the_greatest_rates_alone(session: load.Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = iter(range(1, 100))
+    monkeypatch.setattr(processes.Group, "memory_mb", lambda group: float(next(figures)))
+    session.contenders.pop(0)
+    load.measure(session)
+    assert session.results["latency"]
+    assert session.results["servers"]["floor"]["memory_mb"] == 1.0
+    assert "Memory, after the load, is the proportional share (PSS)" in report.render(session.results)
 
 
 def test_end_says_what_shows_the_results(tmp_path: Path) -> None:
