@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import data, generators, load, processes, report
+from benchmarks import compare, data, generators, load, processes, report
 from benchmarks.contenders import CONTENDERS, Contender
 from benchmarks.generators import GeneratorError
 from benchmarks.latency import Request, correct, make_histogram, pick, read_log, read_percentiles, render_percentiles
@@ -559,6 +559,31 @@ def test_results_hold_raw_percentiles() -> None:
 def test_results_hold_no_path_of_a_machine() -> None:
     text = RESULTS.read_text()
     assert not re.search(r"/(home|root|tmp|work|usr)/", text)
+
+
+# ---- beside the article's server alone
+
+
+@pytest.fixture
+def compared() -> compare.Rounds:
+    rounds = [compare.Round(100.0, 10.0, 0.5), compare.Round(110.0, 9.0, 0.5)]
+    return {(workload, name): rounds for workload in ("short", "reviews") for name in compare.COMPARED}
+
+
+def test_compare_calls_plain_bjoern_no_floor(compared: compare.Rounds, capsys: pytest.CaptureFixture[str]) -> None:
+    compare.print_rates("reviews", compared)
+    for aim in compare.AIMS:
+        compare.judge(aim, compared)
+    text = capsys.readouterr().out
+    assert "reviews: pyserve, native engine: 1.00 times the rate of plain bjoern, constant answer (rounds" in text
+    assert "floor" not in text
+
+
+def test_compare_says_where_wrk_was_at_its_limit(compared: compare.Rounds, capsys: pytest.CaptureFixture[str]) -> None:
+    compared["short", "floor"] = [compare.Round(100.0, 10.0, 0.99)]
+    compare.print_rates("short", compared)
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "wrk itself was at its limit" in line)
+    assert "plain bjoern, constant answer" in line
 
 
 # ---- a whole run
