@@ -20,7 +20,7 @@ class Contender:
         name: the name in results and options.
         title: the name in tables and pictures.
         command: gives the command line for a model and a port.
-        answers: whether it classifies; the floor gives a constant answer instead.
+        answers: whether it classifies; ``floor`` gives a constant answer instead.
         keeps_alive: whether a connection survives an answer; h2load cannot hold a rate where it does not.
         engine: what predicts in it, where it runs on bjoern and its time can be divided.
         needs: the packages without which it cannot start.
@@ -101,8 +101,13 @@ CONTENDERS = (
     Contender("fastapi", "FastAPI, uvicorn, orjson", serve_fastapi, needs=("fastapi", "uvicorn", "orjson")),
     Contender("sync", "article's app, gunicorn sync", serve_sync, keeps_alive=False, needs=("gunicorn", "ujson")),
     Contender("gunicorn", "article's app, gunicorn 9 x gevent", serve_gevent, needs=("gunicorn", "gevent", "ujson")),
-    Contender("floor", "floor: bjoern, constant answer", serve_floor, answers=False),
+    Contender("floor", "plain bjoern, constant answer", serve_floor, answers=False),
 )
+
+
+def title_of(name: str) -> str:
+    """Give a server's title, for results that were measured under another one too."""
+    return next((one.title for one in CONTENDERS if one.name == name), name)
 
 
 def environment(model: Path) -> dict[str, str]:

@@ -1,8 +1,10 @@
 """The load generators: how each is called, and how its report is read.
 
-``wrk`` finds the greatest rate. A constant rate comes from ``wrk2`` where that is installed, else from ``h2load``.
+``wrk`` finds the greatest rate. A constant rate comes from ``wrk2`` where that is installed, else from ``h2load``. Of
+``h2load`` the log is read: it is ended while every connection still has requests to send, and prints no summary then.
 """
 
+import math
 import re
 import resource
 import shutil
@@ -18,9 +20,6 @@ from benchmarks.data import encode_form
 from benchmarks.latency import Corrected, correct, read_log, read_percentiles
 from benchmarks.processes import FORM, pin, uninterrupted
 
-PACKAGES = {"wrk": "wrk", "h2load": "nghttp2-client"}
-"""Debian's package of each tool."""
-
 OPENING_SECONDS = 1.0
 """What is left out at the beginning of a run at a constant rate: h2load opens a connection every millisecond or so."""
 
@@ -28,8 +27,6 @@ GRACE_SECONDS = 0.5
 
 FILLER = b"via=form"
 """The body where the text is in the query string; h2load takes no empty one."""
-
-UNITS = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0, "h": 3_600_000.0}
 
 
 class GeneratorError(Exception):
@@ -217,7 +214,7 @@ def measure_paced(
         script = folder / "paced.lua"
         write_wrk_script(script, texts)
         # It calibrates for ten seconds before latencies count.
-        length = 10 + seconds
+        length = math.ceil(10 + seconds)  # it takes whole seconds only
         output, busy = run(pin(cores, wrk2_command(tools["wrk2"], url, script, rate, connections, length)), length)
         found = parse_wrk(output)
         return Paced(found.rate, parse_wrk2(output), None, found.failed, None, busy)
@@ -294,38 +291,3 @@ def parse_wrk2(output: str) -> list[tuple[float, float]]:
     if not points:
         raise GeneratorError("the percentile spectrum is empty")
     return points
-
-
-@dataclass(frozen=True)
-class H2loadReport:
-    """The counts and the rate that h2load prints, and its mean and greatest time for a request, uncorrected."""
-
-    rate: float
-    succeeded: int
-    failed: int
-    mean_ms: float
-    longest_ms: float
-
-
-def parse_h2load(output: str) -> H2loadReport:
-    """Read the report of h2load.
-
-    Raises:
-        GeneratorError: it is no such report.
-    """
-    finished = re.search(r"^finished in \S+, ([\d.]+) req/s", output, re.MULTILINE)
-    counts = re.search(r"^requests: .*?(\d+) succeeded, (\d+) failed", output, re.MULTILINE)
-    times = re.search(r"^time for request:\s+(\S+)\s+(\S+)\s+(\S+)", output, re.MULTILINE)
-    if not (finished and counts and times):
-        raise GeneratorError("the report of h2load is not complete")
-    return H2loadReport(
-        float(finished[1]), int(counts[1]), int(counts[2]), parse_duration(times[3]), parse_duration(times[2])
-    )
-
-
-def parse_duration(text: str) -> float:
-    """Read a duration as h2load and wrk print it, in milliseconds."""
-    match = re.fullmatch(r"([\d.]+)(us|ms|s|m|h)", text)
-    if not match:
-        raise GeneratorError(f"{text!r} is no duration")
-    return float(match[1]) * UNITS[match[2]]

@@ -12,6 +12,7 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import signal
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -63,9 +64,10 @@ SHOWN_SPECTRUM = (0, 25, 50, 60, 70, 80, 90, 95, 97.5, 99, 99.5, 99.75, 99.9, 99
 
 @dataclass(frozen=True)
 class Extent:
-    """How much is measured, and for how long (seconds)."""
+    """How much is measured, and for how long (seconds); all of it in less than some minutes."""
 
     name: str
+    minutes: int
     rounds: int
     maximum_seconds: int
     maximum_warm_up: int
@@ -87,6 +89,7 @@ class Extent:
 
 QUICK = Extent(
     name="quick",
+    minutes=3,
     rounds=1,
     maximum_seconds=1,
     maximum_warm_up=1,
@@ -100,6 +103,7 @@ QUICK = Extent(
 )
 FULL = Extent(
     name="full",
+    minutes=30,
     rounds=3,
     maximum_seconds=3,
     maximum_warm_up=1,
@@ -114,6 +118,15 @@ FULL = Extent(
         "reviews": ("pyserve", "native", "article", "granian", "gunicorn"),
     },
 )
+# Each of wrk2's runs takes ten seconds more, so it measures fewer servers in the same time.
+WITH_WRK2 = {
+    "quick": replace(QUICK, paced_servers={"short": ("pyserve",)}, capacity_servers={}),
+    "full": replace(
+        FULL,
+        paced_servers={"short": None, "reviews": ("pyserve", "native", "article", "gunicorn")},
+        capacity_servers={"short": ("pyserve", "article"), "reviews": ("pyserve",)},
+    ),
+}
 
 
 class Progress:
@@ -193,9 +206,9 @@ def main() -> None:
     """Run the measurements."""
     options = parse_options()
     signal.signal(signal.SIGTERM, interrupt)
-    extent = QUICK if options.quick else FULL
     output = options.output or (RESULTS / "quick" if options.quick else RESULTS)
     tools = generators.find_tools()
+    extent = choose_extent(tools, quick=options.quick)
     for line in generators.explain_missing(tools):
         print(line, file=sys.stderr)
     if not tools:
@@ -221,7 +234,7 @@ def main() -> None:
             print("interrupted; no results were written", file=sys.stderr)
             sys.exit(130)
     write(session)
-    print(f"wrote {os.path.relpath(output)}/load.json; make load-report shows it in README.md", file=sys.stderr)
+    print(explain_output(output), file=sys.stderr)
 
 
 def parse_options() -> argparse.Namespace:
@@ -229,8 +242,10 @@ def parse_options() -> argparse.Namespace:
     cores = sorted(os.sched_getaffinity(0))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     extent = parser.add_mutually_exclusive_group()
-    extent.add_argument("--quick", action="store_true", help="a first look, in under 3 minutes")
-    extent.add_argument("--full", action="store_true", help="everything, in under 30 minutes (the default)")
+    extent.add_argument("--quick", action="store_true", help=f"a first look, in under {QUICK.minutes} minutes")
+    extent.add_argument(
+        "--full", action="store_true", help=f"everything, in under {FULL.minutes} minutes (the default)"
+    )
     parser.add_argument("--model", type=Path, help="the model that is served [default: the best in models/]")
     parser.add_argument("--servers", help="only these, by name and separated by commas")
     parser.add_argument("--output", type=Path, help="where results go [default: benchmarks/results, or quick/ in it]")
@@ -239,6 +254,21 @@ def parse_options() -> argparse.Namespace:
     options = parser.parse_args()
     options.model = find_model(options.model)
     return options
+
+
+def choose_extent(tools: Iterable[str], *, quick: bool) -> Extent:
+    """Choose how much is measured with the tools that there are."""
+    extent = QUICK if quick else FULL
+    return WITH_WRK2[extent.name] if "wrk2" in tools else extent
+
+
+def explain_output(output: Path) -> str:
+    """Say where the results are, and what shows them in the README."""
+    folder = os.path.relpath(output)
+    show = "make load-report"
+    if output.resolve() != RESULTS:
+        show += f' ARGS="--results {folder}"'
+    return f"wrote {folder}/load.json; {show} shows it in README.md"
 
 
 def find_model(path: Path | None) -> Path:
@@ -271,11 +301,7 @@ def measure(session: Session) -> None:
         "breakdown": [],
         "failures": [],
     }
-    plan: list[tuple[float, Callable[[Session], None]]] = [(plan_model(session), measure_model)]
-    if "wrk" in session.tools:
-        plan += [(plan_maximum(session), measure_maximum), (plan_scaling(session), measure_scaling)]
-    if "h2load" in session.tools or "wrk2" in session.tools:
-        plan += [(plan_latency(session), measure_latency)]
+    plan = plan_phases(session)
     session.progress = Progress(sum(seconds for seconds, _ in plan))
     begun = time.monotonic()
     try:
@@ -285,6 +311,16 @@ def measure(session: Session) -> None:
         session.progress.close()
     session.results["about"]["minutes"] = round((time.monotonic() - begun) / 60, 1)
     session.results["breakdown"] = break_down(session.results)
+
+
+def plan_phases(session: Session) -> list[tuple[float, Callable[[Session], None]]]:
+    """List what the tools allow, and how many seconds each should take."""
+    plan: list[tuple[float, Callable[[Session], None]]] = [(plan_model(session), measure_model)]
+    if "wrk" in session.tools:
+        plan += [(plan_maximum(session), measure_maximum), (plan_scaling(session), measure_scaling)]
+    if "h2load" in session.tools or "wrk2" in session.tools:
+        plan += [(plan_latency(session), measure_latency)]
+    return plan
 
 
 # ---- what is measured on
@@ -448,16 +484,17 @@ def drive(
             drive_once(session, group, script, [session.load_core])
         )
     describe_server(session, contender, group)
+    # Taken here alone, so that every server has had the same load before.
+    session.results["servers"][contender.name]["memory_mb"] = round(group.memory_mb(), 1)
 
 
 def describe_server(session: Session, contender: Contender, group: Group) -> None:
-    """Record how a server was started and what it takes."""
-    session.results["servers"][contender.name] = {
-        "title": contender.title,
-        "command": session.shorten(contender.command(session.model, 9000)),
-        "ready_seconds": round(group.ready_seconds, 2),
-        "memory_mb": round(group.memory_mb(), 1),
-    }
+    """Record, once, how a server was started and how soon it answered."""
+    if contender.name not in session.results["servers"]:
+        session.results["servers"][contender.name] = {
+            "command": session.shorten(contender.command(session.model, 9000)),
+            "ready_seconds": round(group.ready_seconds, 2),
+        }
 
 
 def drive_once(session: Session, group: Group, script: Path, cores: list[int]) -> dict[str, float]:
@@ -545,7 +582,9 @@ def plan_run(session: Session, seconds: float) -> float:
 
 
 def plan_capacity(session: Session) -> float:
-    return 9 * plan_run(session, session.extent.probe_seconds)
+    # Each limit halves what is left until it is small enough, and a try or two are repeated.
+    probes = 1 + len(LIMITS_MS) * round(math.log2(1 / session.extent.precision))
+    return probes * plan_run(session, session.extent.probe_seconds)
 
 
 def plan_latency_of(session: Session, workload: str, contender: Contender) -> float:
@@ -725,7 +764,10 @@ def bisect(probe: Callable[[int], Probe], limit_ms: float, highest: int, precisi
 
 
 def break_down(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Divide a request's processor time: what the floor takes, what the model takes, and the rest: the server's own."""
+    """Divide a request's processor time: what plain bjoern takes, what the model takes, and the rest: the server's own.
+
+    A server that replaces parts of bjoern may take less than plain bjoern: then nothing is left as its own.
+    """
     engines = {one.name: one.engine for one in CONTENDERS}
     times = {(one["server"], one["workload"]): one["cpu_us"] for one in results["maximum"]}
     parts = []
@@ -733,6 +775,7 @@ def break_down(results: dict[str, Any]) -> list[dict[str, Any]]:
         floor, engine = times.get(("floor", workload)), engines.get(server)
         if floor and engine in results["model_us"]:
             model = results["model_us"][engine][workload]
+            floor = min(floor, total - model)
             parts.append(
                 {
                     "server": server,
@@ -740,7 +783,7 @@ def break_down(results: dict[str, Any]) -> list[dict[str, Any]]:
                     "total_us": round(total, 2),
                     "floor_us": round(floor, 2),
                     "model_us": round(model, 2),
-                    "own_us": round(max(total - floor - model, 0.0), 2),
+                    "own_us": round(total - floor - model, 2),
                 }
             )
     return parts

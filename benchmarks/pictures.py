@@ -2,7 +2,6 @@
 
 import io
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullLocator
 from PIL import Image
+
+from benchmarks.contenders import title_of
 
 Results = dict[str, Any]
 
@@ -37,25 +38,20 @@ RATE_COLOURS = {5_000: SKY, 10_000: GREEN, 15_000: ORANGE, 20_000: RED, 25_000: 
 SERVER_COLOURS = {"pyserve": RED, "native": RED, "article": BLUE, "gunicorn": BLACK, "floor": "#c8c8c8"}
 
 
-def draw_all(results: Results, folder: Path) -> list[tuple[str, str]]:
-    """Draw the pictures that the results allow, and return their file names and what they show."""
-    pictures: list[tuple[str, str, Callable[[Results], Figure | None]]] = [
-        ("maximum.png", "Greatest rate of each server, as multiples of gunicorn", draw_maximum),
-        ("latency-short.png", "Latency by percentile, short text", lambda found: draw_latency(found, "short")),
-        ("latency-reviews.png", "Latency by percentile, reviews", lambda found: draw_latency(found, "reviews")),
-        ("gunicorn.png", "Latency beside gunicorn at 20,000 requests/s", draw_gunicorn),
-        ("breakdown.png", "Where the time of a request goes", draw_breakdown),
-    ]
+def draw_all(results: Results, folder: Path) -> None:
+    """Draw the pictures that the results allow, and remove the others."""
     mpl.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
-    drawn = []
-    for name, title, draw in pictures:
-        figure = draw(results)
+    for name, figure in (
+        ("maximum.png", draw_maximum(results)),
+        ("latency-short.png", draw_latency(results, "short")),
+        ("latency-reviews.png", draw_latency(results, "reviews")),
+        ("gunicorn.png", draw_gunicorn(results)),
+        ("breakdown.png", draw_breakdown(results)),
+    ):
         if figure is None:
             (folder / name).unlink(missing_ok=True)
         else:
             save(figure, folder / name)
-            drawn.append((name, title))
-    return drawn
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -64,10 +60,6 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(file, format="png", dpi=120, facecolor="white")
     image = Image.open(file).convert("RGB").quantize(colors=64, dither=Image.Dither.NONE)
     image.save(path, optimize=True)
-
-
-def title_of(results: Results, server: str) -> str:
-    return str(results["servers"].get(server, {}).get("title", server))
 
 
 def spread_percentile(percentile: float) -> float:
@@ -118,7 +110,7 @@ def draw_latency(results: Results, workload: str) -> Figure | None:
         if workload == "short":
             for rate, value in PUBLISHED_P99_MS.items():
                 axes.plot(spread_percentile(99), value, "X", color=RATE_COLOURS[rate], markersize=9, clip_on=False)
-        axes.set_title(title_of(results, server), fontweight="bold")
+        axes.set_title(title_of(server), fontweight="bold")
     marks = [Line2D([], [], color=colour, linewidth=1.8, label=f"{rate:,}/s") for rate, colour in RATE_COLOURS.items()]
     if any(run["overloaded"] for server in servers for run in find_runs(results, server, workload)):
         marks.append(Line2D([], [], color=GREY, linewidth=1.8, linestyle=":", label="overloaded"))
@@ -147,7 +139,7 @@ def draw_gunicorn(results: Results) -> Figure | None:
     axes = figure.subplots()
     prepare_axes(axes)
     for run, server in shown:
-        label = title_of(results, server)
+        label = title_of(server)
         if run["overloaded"]:
             label += f"\n(overloaded: answers {run['achieved']:,}/s)"
         plot_run(axes, run, SERVER_COLOURS[server], label)
@@ -171,7 +163,7 @@ def draw_maximum(results: Results) -> Figure | None:
     if not workloads:
         return None
     order = sorted({server for server, _ in rates}, key=lambda server: rates.get((server, workloads[0]), 0))
-    titles = [title_of(results, server) for server in order]
+    titles = [title_of(server) for server in order]
     figure = Figure(figsize=(9.2, 3.8), layout="constrained")
     panels = figure.subplots(1, len(workloads), sharey=True, squeeze=False)[0]
     for axes, workload in zip(panels, workloads, strict=True):
@@ -205,8 +197,8 @@ def draw_breakdown(results: Results) -> Figure | None:
     labels = [f"{names[one['server']]}, {WORKLOADS[one['workload']]}" for one in parts]
     beneath = [0.0] * len(parts)
     for key, title, colour, ink in (
-        ("floor_us", "kernel and bjoern", "#b8b8b8", "black"),
-        ("own_us", "the server's own code", RED, "white"),
+        ("floor_us", "plain bjoern, constant answer", "#b8b8b8", "black"),
+        ("own_us", "the server's own code, beyond that", RED, "white"),
         ("model_us", "the model's predict", BLUE, "white"),
     ):
         values = [one[key] for one in parts]

@@ -48,7 +48,7 @@ class Group:
         return sum(cpu_seconds(pid) for pid in members(self.leader))
 
     def memory_mb(self) -> float:
-        """Sum its memory; pages that processes share count once (PSS)."""
+        """Sum its proportional share (PSS): a page counts once among the processes that map it."""
         return sum(memory_kb(pid, "Pss") for pid in members(self.leader)) / 1024
 
     def resident_mb(self) -> float:

@@ -5,9 +5,12 @@ python -m benchmarks.report [--check]
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
+
+from benchmarks.contenders import title_of
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -17,6 +20,8 @@ END = "<!-- load: end -->"
 ARTICLE = "https://alexpnt.github.io/2018/01/06/fast-inference-falcon-bjoern"
 
 Results = dict[str, Any]
+
+OURS = ("pyserve", "native")
 
 PICTURES = {
     "maximum.png": "Greatest rate of each server, as multiples of gunicorn",
@@ -39,13 +44,13 @@ def main() -> None:
     except OSError:
         sys.exit("there is no load.json, make load writes it")
     if options.check:
-        if options.readme.read_text() != place(options.readme.read_text(), render(results)):
+        if options.readme.read_text() != place(options.readme.read_text(), render(results, options.results)):
             sys.exit("README.md does not show the results of load.json, make load-report does that")
         return
     from benchmarks.pictures import draw_all
 
     draw_all(results, options.results)
-    options.readme.write_text(place(options.readme.read_text(), render(results)))
+    options.readme.write_text(place(options.readme.read_text(), render(results, options.results)))
 
 
 def place(readme: str, section: str) -> str:
@@ -61,12 +66,12 @@ def place(readme: str, section: str) -> str:
     return f"{before}{BEGIN}\n\n{section}\n{END}{after}"
 
 
-def render(results: Results) -> str:
-    """Write the section."""
+def render(results: Results, folder: Path = RESULTS) -> str:
+    """Write the section, with the pictures that are in a folder."""
     lines = [introduce(results), ""]
     for workload in results["about"]["workloads"]:
         lines += [*render_table(results, workload), ""]
-    lines += [*render_pictures(results), *render_scaling(results), *render_notes(results)]
+    lines += [*render_pictures(folder), *render_scaling(results), *render_notes(results)]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -75,22 +80,24 @@ def introduce(results: Results) -> str:
     about = results["about"]
     machine, versions = about["machine"], about["versions"]
     connections = about["connections"]
+    cores = "Each server has one core, and the load generator another."
+    if machine["server_core"] == machine["load_core"]:
+        cores = "Each server shares one core with the load generator."
+    rounds = "in one round"
+    if about["rounds"] > 1:
+        rounds = f"the median of {about['rounds']} rounds ± half their range"
     parts = [
         f"Measured on {about['date'][:10]} at commit `{about['commit']}` by `make load`:",
         f"{machine['cpu']}, {machine['cores']} cores, {machine['kernel']}, Python {about['python']},",
         f"bjoern {versions['bjoern']}, Falcon {versions['falcon']}, fasttext {versions['fasttext']},",
-        f"`{about['model']['name']}`. Each server has one core, and the load generator another.",
+        f"`{about['model']['name']}`. {cores}",
         f"The article's server is that of [2018]({ARTICLE}), written anew on today's packages",
         f"([source](benchmarks/servers/article.py)). Greatest rates: `wrk` with {connections['maximum']} connections,",
-        f"{count(about['rounds'], 'round')}, the median. Latencies: `{about['paced_by']}` at constant rates over",
+        f"{rounds}. Latencies: `{about['paced_by']}` at constant rates over",
         f"{connections['paced']} connections, counted from when a request was due, which corrects for coordinated",
         "omission.",
     ]
     return " ".join(parts)
-
-
-def count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def render_table(results: Results, workload: str) -> list[str]:
@@ -114,13 +121,13 @@ def render_table(results: Results, workload: str) -> list[str]:
     servers = results["servers"]
     for server in sorted(servers, key=lambda one: -rates.get(one, {}).get("rate", 0)):
         cells = [
-            servers[server]["title"],
+            title_of(server),
             show_rate(rates.get(server)),
             f"{rates[server]['rate'] / base:.1f}" if base and server in rates else "",
             show_latency(paced.get(server)),
             show_capacity(capacity.get((server, 60))),
             show_capacity(capacity.get((server, 5))),
-            f"{servers[server]['memory_mb']:.0f} MB",
+            f"{servers[server]['memory_mb']:.0f} MB" if "memory_mb" in servers[server] else "",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -150,11 +157,12 @@ def rate_of(run: Results) -> int:
     return int(run["rate"])
 
 
-def render_pictures(results: Results) -> list[str]:
-    """Write the links to the pictures."""
+def render_pictures(folder: Path) -> list[str]:
+    """Write the links to the pictures that could be drawn."""
     lines = []
     for name, title in PICTURES.items():
-        lines += [f"![{title}](benchmarks/results/{name})", ""]
+        if (folder / name).is_file():
+            lines += [f"![{title}]({os.path.relpath(folder / name, ROOT)})", ""]
     return lines
 
 
@@ -183,35 +191,55 @@ def render_scaling(results: Results) -> list[str]:
 
 def render_notes(results: Results) -> list[str]:
     """Write what a reader has to know to read the figures rightly."""
-    about = results["about"]
-    notes = [
-        "Memory counts a page that processes share once. 9 gevent workers were the article's choice, for 4 cores.",
-        "gunicorn's sync workers close the connection after each answer, so over kept connections no rate can be held.",
-    ]
-    if about["paced_by"] == "h2load":
-        busiest = max(results["latency"], key=lambda one: one["generator_cpu"], default=None)
-        if busiest:
-            notes.append(
-                f"h2load, logging every request, kept its core busy for {busiest['generator_cpu'] * 100:.0f} % "
-                f"at most, at {busiest['rate']:,} requests/s."
-            )
+    about, servers = results["about"], results["servers"]
+    notes = []
+    if any("memory_mb" in one for one in servers.values()):
+        notes.append(
+            "Memory, after the load, is the proportional share (PSS): a page counts once among the processes "
+            "that map it."
+        )
+    if "gunicorn" in servers:
+        notes.append("9 gevent workers were the article's choice, for 4 cores.")
+    if "sync" in servers:
+        notes.append(
+            "gunicorn's sync workers close the connection after each answer, so over kept connections no rate "
+            "can be held."
+        )
+    if any(one["server"] in OURS for one in results["breakdown"]):
+        notes.append(
+            "pyserve replaces parts of bjoern, so a request may take it less time than plain bjoern, which is no "
+            "lower bound. Its own share of that time is what plain bjoern's and the model's leave; where they leave "
+            "nothing, it is shown as 0 and plain bjoern's share as less than was measured."
+        )
+    if results["capacity"]:
+        limit = min(one["limit_ms"] for one in results["capacity"])
+        notes.append(
+            f"A rate that was held with a 99th percentile above {limit} ms was tried twice, and the better try counts."
+        )
+        if any(one["generator_limits"] for one in results["capacity"]):
+            notes.append("`≥` marks where the generator, and not the server, came to its limit.")
+    if about["paced_by"] == "h2load" and results["latency"]:
+        busiest = max(results["latency"], key=lambda one: one["generator_cpu"])
+        notes.append(
+            f"h2load, logging every request, kept its core busy for {busiest['generator_cpu'] * 100:.0f} % "
+            f"at most, at {busiest['rate']:,} requests/s."
+        )
         still = min((one for one in results["latency"] if one["server"] == "floor"), key=rate_of, default=None)
         if still:
             notes.append(
-                "It sends a request up to a millisecond late, which counts as latency: of the floor's median, "
+                "It sends a request up to a millisecond late, which counts as latency: of plain bjoern's median, "
                 f"{still['percentiles']['50']:.2f} ms at {still['rate']:,} requests/s, all but "
                 f"{still['uncorrected']['50']:.2f} ms is the generator's."
             )
         notes.append("It varies addresses only: with it a review is in the query string, with `wrk` in the body.")
-        if any(one["generator_limits"] for one in results["capacity"]):
-            notes.append("`≥` marks where the generator, and not the server, came to its limit.")
     saturated = sorted({one["server"] for one in results["maximum"] if one["generator_cpu"] > 0.9})
     if saturated:
-        titles = ", ".join(results["servers"][server]["title"] for server in saturated)
-        notes.append(f"wrk itself was at its limit, so the server's may be higher: {titles}.")
+        titles = "; ".join(title_of(server) for server in saturated)
+        notes.append(f"wrk itself was at its limit, so these servers' greatest rates may be higher: {titles}.")
     for failure in results["failures"]:
-        title = results["servers"].get(failure["server"], {}).get("title", failure["server"])
-        notes.append(f"Not measured: {title}, {failure['doing']}: {failure['reason'].rstrip('.')}.")
+        notes.append(
+            f"Not measured: {title_of(failure['server'])}, {failure['doing']}: {failure['reason'].rstrip('.')}."
+        )
     if about["extent"] == "quick":
         notes.append("This was a first look (`--quick`): short runs, once each.")
     load = about["machine"]["load_average_before"]

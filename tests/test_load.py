@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import data, generators, load, processes, report
+from benchmarks import compare, data, generators, load, processes, report
 from benchmarks.contenders import CONTENDERS, Contender
 from benchmarks.generators import GeneratorError
 from benchmarks.latency import Request, correct, make_histogram, pick, read_log, read_percentiles, render_percentiles
@@ -278,19 +278,13 @@ def test_parse_wrk2() -> None:
     assert [pick(points, percentile) for percentile in (50, 99, 99.9, 100)] == [1.162, 5.466, 7.999, 19.871]
 
 
-def test_parse_h2load() -> None:
-    found = generators.parse_h2load(read_sample("h2load.txt"))
-    assert (found.rate, found.succeeded, found.failed, found.longest_ms) == (999.7, 2000, 0, 4.27)
-    assert found.mean_ms == pytest.approx(0.051)
-
-
 def test_read_log_cut_off() -> None:
     requests = read_log(SAMPLES / "h2load.tsv")
     assert len(requests) == 5  # and a sixth line that was cut off
     assert requests[0] == Request(1795462421156763, 200, 3222)
 
 
-@pytest.mark.parametrize("parse", [generators.parse_wrk, generators.parse_wrk2, generators.parse_h2load])
+@pytest.mark.parametrize("parse", [generators.parse_wrk, generators.parse_wrk2])
 def test_parse_other_text(parse: Callable[[str], object]) -> None:
     with pytest.raises(GeneratorError):
         parse("unable to connect to 127.0.0.1:9000 Connection refused")
@@ -448,17 +442,82 @@ def test_reviews_use_the_models_words(star_model: Path) -> None:
 RESULTS = report.RESULTS / "load.json"
 
 
-def test_breakdown_adds_up() -> None:
+@pytest.mark.parametrize(
+    ("total", "shares"),
+    [(12.5, (10.0, 1.5, 1.0)), (11.0, (9.5, 1.5, 0.0)), (9.0, (7.5, 1.5, 0.0))],
+    ids=["above plain bjoern", "model and plain bjoern are more", "below plain bjoern"],
+)
+def test_breakdown_adds_up(total: float, shares: tuple[float, float, float]) -> None:
     results = {
         "maximum": [
             {"server": server, "workload": "short", "cpu_us": microseconds}
-            for server, microseconds in (("floor", 10.0), ("pyserve", 12.5), ("granian", 25.0))
+            for server, microseconds in (("floor", 10.0), ("pyserve", total), ("granian", 25.0))
         ],
         "model_us": {"binding": {"short": 1.5}},
     }
     (part,) = load.break_down(results)
-    assert (part["server"], part["workload"]) == ("pyserve", "short")
-    assert (part["total_us"], part["floor_us"], part["model_us"], part["own_us"]) == (12.5, 10.0, 1.5, 1.0)
+    assert (part["server"], part["workload"], part["total_us"]) == ("pyserve", "short", total)
+    assert (part["floor_us"], part["model_us"], part["own_us"]) == shares
+    assert sum(shares) == total
+
+
+@pytest.fixture
+def results() -> report.Results:
+    """The committed results, to be changed."""
+    return json.loads(RESULTS.read_text())
+
+
+def test_report_says_that_plain_bjoern_is_no_bound(results: report.Results) -> None:
+    text = report.render(results)
+    assert "| plain bjoern, constant answer |" in text
+    assert "floor" not in text
+    assert "no lower bound" in text
+
+
+def test_report_notes_only_what_was_measured(results: report.Results) -> None:
+    text = report.render(results)
+    assert "9 gevent workers" in text
+    assert "sync workers" in text
+    assert "was tried twice" in text
+    for name in ("gunicorn", "sync"):
+        del results["servers"][name]
+    results |= {"capacity": [], "breakdown": [], "latency": []}
+    text = report.render(results)
+    for word in ("gevent", "sync", "was tried twice", "no lower bound", "h2load, logging", "varies addresses"):
+        assert word not in text
+
+
+def test_report_marks_the_generators_limit_of_either_tool(results: report.Results) -> None:
+    results["about"]["paced_by"] = "wrk2"
+    results["capacity"][0]["generator_limits"] = True
+    assert "`≥` marks" in report.render(results)
+
+
+@pytest.mark.parametrize(("rounds", "said"), [(1, "in one round."), (3, "the median of 3 rounds ± half their range.")])
+def test_report_says_how_often_was_measured(results: report.Results, rounds: int, said: str) -> None:
+    results["about"]["rounds"] = rounds
+    assert said in report.introduce(results)
+
+
+@pytest.mark.parametrize(("load_core", "said"), [(0, "shares one core with"), (1, "has one core, and")])
+def test_report_says_who_has_which_core(results: report.Results, load_core: int, said: str) -> None:
+    results["about"]["machine"] |= {"server_core": 0, "load_core": load_core}
+    assert f"Each server {said}" in report.introduce(results)
+
+
+def test_report_links_only_pictures_that_are_there(results: report.Results, tmp_path: Path) -> None:
+    assert "![" not in report.render(results, tmp_path)
+    (tmp_path / "maximum.png").touch()
+    (link,) = re.findall(r"!\[[^]]+\]\(([^)]+)\)", report.render(results, tmp_path))
+    assert (ROOT / link).resolve() == (tmp_path / "maximum.png").resolve()
+
+
+def test_report_links_every_picture_that_is_drawn(results: report.Results, tmp_path: Path) -> None:
+    pictures = pytest.importorskip("benchmarks.pictures", reason="needs matplotlib, which make load installs")
+    (tmp_path / "gunicorn.png").touch()
+    results["latency"] = [one for one in results["latency"] if one["server"] != "gunicorn"]
+    pictures.draw_all(results, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == set(report.PICTURES) - {"gunicorn.png"}
 
 
 def test_readme_shows_the_results() -> None:
@@ -472,7 +531,11 @@ def test_readme_check_notices_a_difference(tmp_path: Path) -> None:
         re.sub(r"(?<=\| pyserve \| )\d", "9", report.README.read_text()).replace("times gunicorn", "times")
     )
     command = [sys.executable, "-m", "benchmarks.report", "--check", "--readme", str(changed)]
-    assert subprocess.run(command, cwd=ROOT, check=False, capture_output=True).returncode == 1
+    found = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (
+        1,
+        "README.md does not show the results of load.json, make load-report does that\n",
+    )
 
 
 def test_readme_pictures_are_there_and_small() -> None:
@@ -496,6 +559,31 @@ def test_results_hold_raw_percentiles() -> None:
 def test_results_hold_no_path_of_a_machine() -> None:
     text = RESULTS.read_text()
     assert not re.search(r"/(home|root|tmp|work|usr)/", text)
+
+
+# ---- beside the article's server alone
+
+
+@pytest.fixture
+def compared() -> compare.Rounds:
+    rounds = [compare.Round(100.0, 10.0, 0.5), compare.Round(110.0, 9.0, 0.5)]
+    return {(workload, name): rounds for workload in ("short", "reviews") for name in compare.COMPARED}
+
+
+def test_compare_calls_plain_bjoern_no_floor(compared: compare.Rounds, capsys: pytest.CaptureFixture[str]) -> None:
+    compare.print_rates("reviews", compared)
+    for aim in compare.AIMS:
+        compare.judge(aim, compared)
+    text = capsys.readouterr().out
+    assert "reviews: pyserve, native engine: 1.00 times the rate of plain bjoern, constant answer (rounds" in text
+    assert "floor" not in text
+
+
+def test_compare_says_where_wrk_was_at_its_limit(compared: compare.Rounds, capsys: pytest.CaptureFixture[str]) -> None:
+    compared["short", "floor"] = [compare.Round(100.0, 10.0, 0.99)]
+    compare.print_rates("short", compared)
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "wrk itself was at its limit" in line)
+    assert "plain bjoern, constant answer" in line
 
 
 # ---- a whole run
@@ -555,7 +643,10 @@ def test_run_without_wrk_measures_latency(session: load.Session) -> None:
     load.measure(session)
     assert session.results["maximum"] == []
     assert len(session.results["latency"]) > 1
-    assert "| floor: bjoern, constant answer |  |  | 5.5 ms |" in report.render(session.results)
+    assert "| plain bjoern, constant answer |  |  | 5.5 ms |" in report.render(session.results)
+    # Memory is what the greatest rates leave, so without them there is none.
+    assert "memory_mb" not in session.results["servers"]["floor"]
+    assert "Memory" not in report.render(session.results)
     assert "apt-get install wrk" in generators.explain_missing(session.tools)[0]
 
 
@@ -571,3 +662,48 @@ def test_server_names_missing_packages(star_model: Path) -> None:
     fake = Contender("fake", "fake", lambda model, port: ["true"], needs=("no-such-package",))
     with pytest.raises(ServerError, match="needs no-such-package"), running(fake, star_model, [0]):
         pass
+
+
+@pytest.mark.parametrize("quick", [True, False], ids=["quick", "full"])
+@pytest.mark.parametrize("paced_by", ["h2load", "wrk2"])
+def test_plan_keeps_to_the_promised_minutes(
+    session: load.Session, monkeypatch: pytest.MonkeyPatch, paced_by: str, quick: bool
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(2)))
+    session.tools = {"wrk": "wrk", paced_by: paced_by}
+    session.contenders = list(CONTENDERS)
+    session.workloads = {"short": [], "reviews": []}
+    session.extent = load.choose_extent(session.tools, quick=quick)
+    assert sum(seconds for seconds, _ in load.plan_phases(session)) < session.extent.minutes * 60
+    assert session.extent.minutes == (3 if quick else 30)
+
+
+@pytest.mark.parametrize("seconds", [1, 1.5, 5.0])
+def test_wrk2_is_given_whole_seconds(session: load.Session, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    commands = []
+
+    def note(command: list[str], seconds: float) -> tuple[str, float]:
+        commands.append(command)
+        return read_sample("wrk2.txt"), 0.5
+
+    monkeypatch.setattr(generators, "run", note)
+    load.pace(session, processes.Group(1, 9000, 0.1), "short", 1000, seconds)
+    ((duration,),) = [[part for part in command if part.startswith("-d")] for command in commands]
+    assert re.fullmatch(r"-d\d+s", duration)
+    assert int(duration[2:-1]) >= 10 + seconds
+
+
+def test_memory_is_taken_after_the_greatest_rates_alone(session: load.Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = iter(range(1, 100))
+    monkeypatch.setattr(processes.Group, "memory_mb", lambda group: float(next(figures)))
+    session.contenders.pop(0)
+    load.measure(session)
+    assert session.results["latency"]
+    assert session.results["servers"]["floor"]["memory_mb"] == 1.0
+    assert "Memory, after the load, is the proportional share (PSS)" in report.render(session.results)
+
+
+def test_end_says_what_shows_the_results(tmp_path: Path) -> None:
+    assert load.explain_output(load.RESULTS).endswith("load.json; make load-report shows it in README.md")
+    quick = load.explain_output(load.RESULTS / "quick")
+    assert re.search(r'; make load-report ARGS="--results \S*benchmarks/results/quick" shows it', quick)

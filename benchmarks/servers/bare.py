@@ -1,4 +1,4 @@
-"""Our application on bjoern alone: no process manager, no guards, no counters."""
+"""Our application on plain bjoern: no process manager, no guards, no counters, and no part of bjoern replaced."""
 
 import sys
 

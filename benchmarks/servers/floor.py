@@ -1,4 +1,4 @@
-"""The floor: bjoern with an application that answers the same bytes whatever it is asked."""
+"""Plain bjoern with an application that answers the same bytes whatever it is asked."""
 
 import sys
 
