@@ -1,11 +1,13 @@
 """The extension modules and how they are compiled; all metadata is in pyproject.toml."""
 
 import os
+from copy import copy
 from glob import glob
 
 import pybind11
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 DEBUG = os.environ.get("PYSERVE_DEBUG") == "1"
 SANITIZE = os.environ.get("PYSERVE_SANITIZE") == "1"
@@ -22,6 +24,16 @@ if SANITIZE:
 if DEBUG:
     MACROS += [("CYTHON_TRACE", "1"), ("CYTHON_TRACE_NOGIL", "1")]
 NATIVE_SOURCES = ["ext/model_file.cpp", *sorted(set(glob("ext/native_*.cpp")) - {"ext/native_pybind.cpp"})]
+
+
+class BuildExtensions(build_ext):
+    """Gives each extension objects of its own: some share sources, and are built at the same time."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Build one extension."""
+        command = copy(self)
+        command.build_temp = os.path.join(self.build_temp, ext.name)
+        build_ext.build_extension(command, ext)
 
 
 def extension(name: str, *sources: str) -> Extension:
@@ -41,6 +53,7 @@ def extension(name: str, *sources: str) -> Extension:
 
 
 setup(
+    cmdclass={"build_ext": BuildExtensions},
     ext_modules=cythonize(
         [
             extension("_body"),
