@@ -8,6 +8,7 @@ import fasttext_pybind
 import pytest
 
 from pyserve import Classifier, load_model
+from tests.native_recipes import make_model
 from tests.support import Client, train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,6 +44,18 @@ def star_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def hostile_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose labels need escaping."""
     return train(tmp_path_factory.mktemp("models") / "hostile.bin", HOSTILE)
+
+
+@pytest.fixture(scope="session")
+def train_recipe(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function that makes a model of the native engine's tests, once for all of them."""
+    directory = tmp_path_factory.mktemp("recipes")
+
+    def train_once(name: str) -> Path:
+        path = directory / f"{name}.model"
+        return path if path.exists() else make_model(path, name)
+
+    return train_once
 
 
 @pytest.fixture(scope="session")

@@ -14,20 +14,9 @@ from pyserve import Classifier, ModelError, load_model
 from pyserve._model_file import FormatError, inspect
 from pyserve._native import KERNELS, NativeEngine, supported_kernels
 from pyserve.comparison import agree, compare_engines, is_binding_fused, make_probe
-from tests.native_recipes import MODELS, craft, make_limits, make_lines, make_model
+from tests.native_recipes import MODELS, craft, make_limits, make_lines
 
 Predict = Callable[[bytes, int, float, str], list[tuple[float, str]]]
-
-
-@pytest.fixture(scope="session")
-def train_recipe(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    directory = tmp_path_factory.mktemp("native")
-
-    def train_once(name: str) -> Path:
-        path = directory / f"{name}.model"
-        return path if path.exists() else make_model(path, name)
-
-    return train_once
 
 
 def load_binding(path: Path) -> Any:

@@ -17,20 +17,8 @@ from pyserve._native import NativeEngine
 from pyserve._native_pybind import fasttext
 from pyserve.comparison import make_probe
 from tests.native_recipes import RECIPES, craft, make_limits, make_lines
-from tests.trained_models import train
 
 EXPLAINED = [name for name, recipe in RECIPES.items() if recipe.loss != "hs"]
-
-
-@pytest.fixture(scope="module")
-def train_recipe(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    directory = tmp_path_factory.mktemp("extras")
-
-    def train_once(name: str) -> Path:
-        path = directory / f"{name}.model"
-        return path if path.exists() else train(path, RECIPES[name])
-
-    return train_once
 
 
 @pytest.fixture

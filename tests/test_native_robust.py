@@ -26,17 +26,6 @@ sparing = pytest.mark.skipif("PYSERVE_SANITIZE" in os.environ, reason="ASan keep
 FUZZED = ("bigrams", "hs-subwords", "packed-pruned", "quantized-thirds", "quantized-output-hs", "ova-subwords-bigrams")
 
 
-@pytest.fixture(scope="module")
-def train_recipe(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    directory = tmp_path_factory.mktemp("robust")
-
-    def train_once(name: str) -> Path:
-        path = directory / f"{name}.model"
-        return path if path.exists() else train(path, RECIPES[name])
-
-    return train_once
-
-
 def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run code that imports the tests, and the same pyserve as they do."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(ROOT)])}
