@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,9 @@ def test_batch_fails_as_a_text_does(nan_model: Path) -> None:
         classifier.predict_many(["probe"] * 3)
 
 
-def test_batch_lets_other_threads_run(train_recipe: Callable[[str], Path], reluctant_threads: None) -> None:
-    classifier = load_model(train_recipe("five-grams-subwords"), engine="native")
-    texts = ["good book with a great plot " * 100] * 1000
+@contextmanager
+def counting_thread() -> Iterator[Callable[[], int]]:
+    """Run a thread that counts its rounds. Give a function that returns how many there were since the context began."""
     rounds = 0
     done = threading.Event()
 
@@ -85,13 +86,22 @@ def test_batch_lets_other_threads_run(train_recipe: Callable[[str], Path], reluc
 
     counter = threading.Thread(target=count)
     counter.start()
-    while not rounds:
-        time.sleep(0)
-    before = rounds
-    classifier.predict_many(texts)
-    progress = rounds - before
-    done.set()
-    counter.join()
+    try:
+        while not rounds:
+            time.sleep(0)
+        before = rounds
+        yield lambda: rounds - before
+    finally:
+        done.set()
+        counter.join()
+
+
+def test_batch_lets_other_threads_run(train_recipe: Callable[[str], Path], reluctant_threads: None) -> None:
+    classifier = load_model(train_recipe("five-grams-subwords"), engine="native")
+    texts = ["good book with a great plot " * 100] * 1000
+    with counting_thread() as rounds:
+        classifier.predict_many(texts)
+        progress = rounds()
     assert progress > 0
 
 
@@ -99,27 +109,12 @@ def test_short_text_of_a_wide_model_lets_other_threads_run(tmp_path: Path, reluc
     path = tmp_path / "model"
     path.write_bytes(craft([(b"good", 1)], [(b"__label__%d" % i, 1) for i in range(1500)], dim=100))
     engine = NativeEngine(path)
-    rounds = 0
-    done = threading.Event()
-
-    def count() -> None:
-        nonlocal rounds
-        while not done.is_set():
-            rounds += 1
-            time.sleep(0)
-
-    counter = threading.Thread(target=count)
-    counter.start()
-    while not rounds:
-        time.sleep(0)
-    before = rounds
-    calls = 0
-    while rounds == before and calls < 5000:
-        engine.predict("good book\n")
-        calls += 1
-    progress = rounds - before
-    done.set()
-    counter.join()
+    with counting_thread() as rounds:
+        calls = 0
+        while not rounds() and calls < 5000:
+            engine.predict("good book\n")
+            calls += 1
+        progress = rounds()
     assert progress > 0
 
 
