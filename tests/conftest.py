@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import fasttext_pybind
 import pytest
 
 from pyserve import Classifier, load_model
@@ -80,18 +79,6 @@ def hostile_classifier(hostile_model: Path) -> Classifier:
 @pytest.fixture(scope="session")
 def real_classifier(real_model: Path) -> Classifier:
     return load_model(real_model)
-
-
-@pytest.fixture(scope="session")
-def load_binding() -> Callable[[Path], fasttext_pybind.fasttext]:
-    """Return a function that loads a model in the binding itself, the oracle of predictions."""
-
-    def load(path: Path) -> fasttext_pybind.fasttext:
-        model = fasttext_pybind.fasttext()
-        model.loadModel(str(path))
-        return model
-
-    return load
 
 
 @pytest.fixture

@@ -62,6 +62,13 @@ def train(path: Path, words_by_label: dict[str, str], **options: Any) -> Path:
     return path
 
 
+def load_binding(path: Path) -> fasttext_pybind.fasttext:
+    """Load a model in the binding itself, the oracle of predictions."""
+    model = fasttext_pybind.fasttext()
+    model.loadModel(str(path))
+    return model
+
+
 @dataclass(frozen=True)
 class Reply:
     """A response of a WSGI application."""

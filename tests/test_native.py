@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fasttext_pybind
 import pytest
 
 from pyserve import Classifier, ModelError, load_model
@@ -15,14 +14,9 @@ from pyserve._model_file import FormatError, inspect
 from pyserve._native import KERNELS, NativeEngine, supported_kernels
 from pyserve.comparison import agree, compare_engines, is_binding_fused, make_probe
 from tests.native_recipes import MODELS, craft, make_limits, make_lines
+from tests.support import load_binding
 
 Predict = Callable[[bytes, int, float, str], list[tuple[float, str]]]
-
-
-def load_binding(path: Path) -> Any:
-    model = fasttext_pybind.fasttext()
-    model.loadModel(str(path))
-    return model
 
 
 def answer(predict: Predict, line: bytes, k: int, threshold: float) -> object:

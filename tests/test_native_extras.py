@@ -18,6 +18,7 @@ from pyserve._native import NativeEngine
 from pyserve._native_pybind import fasttext
 from pyserve.comparison import make_probe
 from tests.native_recipes import RECIPES, craft, make_limits, make_lines
+from tests.support import load_binding
 
 EXPLAINED = [name for name, recipe in RECIPES.items() if recipe.loss != "hs"]
 
@@ -140,8 +141,7 @@ def test_threads_share_an_engine(train_recipe: Callable[[str], Path]) -> None:
 @pytest.mark.parametrize("name", EXPLAINED)
 def test_explanation_adds_up_to_the_score(train_recipe: Callable[[str], Path], name: str) -> None:
     path = train_recipe(name)
-    binding = fasttext_pybind.fasttext()
-    binding.loadModel(str(path))
+    binding = load_binding(path)
     engine = NativeEngine(path)
     classifier = Classifier(engine, engine.info.labels, label_prefix="")
     hidden = fasttext_pybind.Vector(engine.info.dim)
@@ -169,8 +169,7 @@ def test_explanation_adds_up_to_the_score(train_recipe: Callable[[str], Path], n
 
 def test_explanation_of_words(train_recipe: Callable[[str], Path]) -> None:
     path = train_recipe("words")
-    binding = fasttext_pybind.fasttext()
-    binding.loadModel(str(path))
+    binding = load_binding(path)
     weights = memoryview(binding.getOutputMatrix())
     classifier = load_model(path, engine="native")
     found = classifier.explain("good nonsense book __label__1 good")
@@ -216,8 +215,7 @@ def test_explanation_where_there_is_none(train_recipe: Callable[[str], Path], na
 @pytest.mark.parametrize("name", ["bigrams", "packed-pruned", "hs-subwords", "other-prefix"])
 def test_pybind_module_like_binding(train_recipe: Callable[[str], Path], name: str) -> None:
     path = train_recipe(name)
-    binding = fasttext_pybind.fasttext()
-    binding.loadModel(str(path))
+    binding = load_binding(path)
     native = fasttext(str(path))
     rng = random.Random(3)
     for line in make_lines(500):
@@ -246,8 +244,7 @@ def test_pybind_module_fails_clearly(tmp_path: Path, nan_model: Path) -> None:
 def test_labels_that_are_not_utf8(train_recipe: Callable[[str], Path], tmp_path: Path) -> None:
     path = tmp_path / "model"
     path.write_bytes(train_recipe("words").read_bytes().replace(b"__label__0\0", b"__label__\xff\0"))
-    binding = fasttext_pybind.fasttext()
-    binding.loadModel(str(path))
+    binding = load_binding(path)
     for predict in (NativeEngine(path).predict, fasttext(str(path)).predict):
         for errors in ("replace", "surrogateescape", "ignore"):
             assert predict("good\n", -1, 0.0, errors) == binding.predict("good\n", -1, 0.0, errors)
