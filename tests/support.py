@@ -140,6 +140,13 @@ def deadline(seconds: float, what: str) -> Iterator[Callable[[], None]]:
     yield tick
 
 
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 20) -> None:
+    """Wait until a condition holds; the test fails when it does not in time."""
+    with deadline(seconds, what) as tick:
+        while not condition():
+            tick()
+
+
 def resident_bytes(pid: int | str = "self") -> int:
     """The resident memory of a process."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
