@@ -35,11 +35,15 @@ def run(*arguments: str, stdin: bytes = b"", **environment: str) -> tuple[int, s
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
-def patch_program(monkeypatch: pytest.MonkeyPatch, directory: Path, changes: str) -> None:
-    """Have the servers of a test run some statements first, to meet what hardly ever happens."""
-    script = directory / "changed.py"
-    script.write_text(f"{changes}\nfrom pyserve.cli import main\nmain()\n")
+def patch_program(monkeypatch: pytest.MonkeyPatch, directory: Path, changes: str) -> Path:
+    """Have the servers of a test run some statements first, to meet what hardly ever happens.
+
+    Return a path at which there is no file yet. The statements have it as ``marker``, to tell when to do what they do.
+    """
+    script, marker = directory / "changed.py", directory / "marker"
+    script.write_text(f"marker = {str(marker)!r}\n{changes}\nfrom pyserve.cli import main\nmain()\n")
     monkeypatch.setattr("tests.server.PYSERVE", [sys.executable, str(script)])
+    return marker
 
 
 @dataclass

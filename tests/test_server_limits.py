@@ -228,25 +228,23 @@ def test_timer_before_the_loop_lifts_no_limit(
         assert "ERROR" not in server.read_log()
 
 
+FIRST_WITHOUT_LIMITS = """
+import io, os, sys, _bjoern
+run = _bjoern.server_run
+def run_wrongly(*arguments):
+    if not os.path.exists(marker):
+        open(marker, "w").close()
+        sys.modules["io"] = io
+    run(*arguments)
+_bjoern.server_run = run_wrongly
+"""
+
+
 def test_worker_without_limits_answers_nothing(
     star_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker whose bodies are not limited, for whatever reason, is replaced."""
-    marker = tmp_path / "marker"
-    patch_program(
-        monkeypatch,
-        tmp_path,
-        f"""
-import io, os, sys, _bjoern
-run = _bjoern.server_run
-def run_wrongly(*arguments):
-    if not os.path.exists({str(marker)!r}):
-        open({str(marker)!r}, "w").close()
-        sys.modules["io"] = io
-    run(*arguments)
-_bjoern.server_run = run_wrongly
-""",
-    )
+    patch_program(monkeypatch, tmp_path, FIRST_WITHOUT_LIMITS)
     with serve(star_model, "--workers", "1") as server:
         server.wait_for_log(" ready ")
         for method in ("POST", "GET"):

@@ -94,7 +94,7 @@ REFUSED_FORKS = """
 import errno, os
 fork = os.fork
 def refuse():
-    if os.path.exists({marker!r}):
+    if os.path.exists(marker):
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
     return fork()
 os.fork = refuse
@@ -103,8 +103,7 @@ os.fork = refuse
 
 def test_refused_process_ends_nothing(star_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no process can be made, those that there are go on serving, until one can."""
-    marker = tmp_path / "marker"
-    patch_program(monkeypatch, tmp_path, REFUSED_FORKS.format(marker=str(marker)))
+    marker = patch_program(monkeypatch, tmp_path, REFUSED_FORKS)
     with serve(star_model, "--workers", "2") as server:
         server.wait_for_log(" ready ")
         before = server.workers()
@@ -123,9 +122,7 @@ def test_refused_process_ends_nothing(star_model: Path, tmp_path: Path, monkeypa
 def test_refused_processes_at_the_start_end_it(
     star_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    marker = tmp_path / "marker"
-    marker.touch()
-    patch_program(monkeypatch, tmp_path, REFUSED_FORKS.format(marker=str(marker)))
+    patch_program(monkeypatch, tmp_path, REFUSED_FORKS).touch()
     with serve(star_model, "--workers", "1") as server:
         assert server.process.wait(20) == 1
         assert "giving up: no worker could start" in server.read_log()
@@ -333,25 +330,23 @@ def test_large_model_of_the_native_engine_that_was_truncated_is_loaded_anew(tmp_
         assert server.request(b"text=word+word") == expected
 
 
-def test_reload_that_no_worker_survives_is_undone(
-    star_model: Path, hostile_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A model that passes every check, but with which no worker starts: all is as before."""
-    marker = tmp_path / "marker"
-    patch_program(
-        monkeypatch,
-        tmp_path,
-        f"""
+FAILED_STARTS = """
 import os
 from pyserve import worker
 run = worker.BjoernWorker.run
 def fail(self):
-    if os.path.exists({str(marker)!r}):
+    if os.path.exists(marker):
         os._exit(1)
     run(self)
 worker.BjoernWorker.run = fail
-""",
-    )
+"""
+
+
+def test_reload_that_no_worker_survives_is_undone(
+    star_model: Path, hostile_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that passes every check, but with which no worker starts: all is as before."""
+    marker = patch_program(monkeypatch, tmp_path, FAILED_STARTS)
     model = tmp_path / "served.bin"
     model.write_bytes(star_model.read_bytes())
     with serve(model, "--workers", "2") as server:
