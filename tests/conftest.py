@@ -4,10 +4,10 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import fasttext_pybind
 import pytest
 
 from pyserve import Classifier, load_model
+from tests.native_recipes import make_model
 from tests.support import Client, train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,6 +46,18 @@ def hostile_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def train_recipe(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function that makes a model of the native engine's tests, once for all of them."""
+    directory = tmp_path_factory.mktemp("recipes")
+
+    def train_once(name: str) -> Path:
+        path = directory / f"{name}.model"
+        return path if path.exists() else make_model(path, name)
+
+    return train_once
+
+
+@pytest.fixture(scope="session")
 def real_model() -> Path:
     """amazon_review_full.ftz, where it is at hand."""
     path = Path(os.environ.get("PYSERVE_TEST_MODEL", ROOT / "models" / "amazon_review_full.ftz"))
@@ -67,18 +79,6 @@ def hostile_classifier(hostile_model: Path) -> Classifier:
 @pytest.fixture(scope="session")
 def real_classifier(real_model: Path) -> Classifier:
     return load_model(real_model)
-
-
-@pytest.fixture(scope="session")
-def load_binding() -> Callable[[Path], fasttext_pybind.fasttext]:
-    """Return a function that loads a model in the binding itself, the oracle of predictions."""
-
-    def load(path: Path) -> fasttext_pybind.fasttext:
-        model = fasttext_pybind.fasttext()
-        model.loadModel(str(path))
-        return model
-
-    return load
 
 
 @pytest.fixture

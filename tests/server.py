@@ -16,7 +16,7 @@ from typing import IO
 
 import pytest
 
-from tests.support import FORM, ROUTE, deadline
+from tests.support import FORM, ROUTE, deadline, wait_for
 
 PYSERVE = [str(Path(sys.executable).with_name("pyserve"))]
 
@@ -35,11 +35,15 @@ def run(*arguments: str, stdin: bytes = b"", **environment: str) -> tuple[int, s
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
-def patch_program(monkeypatch: pytest.MonkeyPatch, directory: Path, changes: str) -> None:
-    """Have the servers of a test run some statements first, to meet what hardly ever happens."""
-    script = directory / "changed.py"
-    script.write_text(f"{changes}\nfrom pyserve.cli import main\nmain()\n")
+def patch_program(monkeypatch: pytest.MonkeyPatch, directory: Path, changes: str) -> Path:
+    """Have the servers of a test run some statements first, to meet what hardly ever happens.
+
+    Return a path at which there is no file yet. The statements have it as ``marker``, to tell when to do what they do.
+    """
+    script, marker = directory / "changed.py", directory / "marker"
+    script.write_text(f"marker = {str(marker)!r}\n{changes}\nfrom pyserve.cli import main\nmain()\n")
     monkeypatch.setattr("tests.server.PYSERVE", [sys.executable, str(script)])
+    return marker
 
 
 @dataclass
@@ -54,6 +58,18 @@ class Server:
     def read_log(self) -> str:
         """Read what the server wrote, without moving the offset that it shares with this process."""
         return os.pread(self.log.fileno(), 1 << 30, 0).decode()
+
+    def wait_for_log(self, text: str, count: int = 1) -> None:
+        """Wait until the server has written a text, or written it that often."""
+        try:
+            wait_for(lambda: self.read_log().count(text) >= count, f"{text!r} in the log")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.read_log()}") from None
+
+    def workers(self) -> list[int]:
+        """The workers' process ids."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [int(pid) for pid in children.split()]
 
     def connect(self, receive_buffer: int = 0) -> socket.socket:
         """Open a connection, if need be with little room for what is received."""
@@ -74,6 +90,30 @@ class Server:
             return reply.status, reply.read()
         finally:
             connection.close()
+
+    def is_refused(self) -> bool:
+        """Tell whether connections are accepted no more."""
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=10).close()
+        except ConnectionRefusedError:
+            return True
+        return False
+
+    def metric(self, name: str) -> float:
+        """The value of a metric, given its name and labels as they are written."""
+        _, text = self.request(b"", "GET", "/metrics")
+        for line in text.decode().splitlines():
+            if line.startswith(name + " "):
+                return float(line.rsplit(" ", 1)[1])
+        raise AssertionError(f"there is no metric {name}")
+
+    def closed_for(self, cause: str) -> float:
+        """How many connections were closed for a cause."""
+        return self.metric(f'pyserve_connections_closed_total{{cause="{cause}"}}')
+
+    def refused_for(self, cause: str) -> float:
+        """How many requests were refused for a cause."""
+        return self.metric(f'pyserve_requests_refused_total{{cause="{cause}"}}')
 
     def stop(self, signum: int = signal.SIGTERM, seconds: float = 10) -> int:
         """Send a signal and wait for the end. Return the exit status."""

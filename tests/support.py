@@ -62,6 +62,13 @@ def train(path: Path, words_by_label: dict[str, str], **options: Any) -> Path:
     return path
 
 
+def load_binding(path: Path) -> fasttext_pybind.fasttext:
+    """Load a model in the binding itself, the oracle of predictions."""
+    model = fasttext_pybind.fasttext()
+    model.loadModel(str(path))
+    return model
+
+
 @dataclass(frozen=True)
 class Reply:
     """A response of a WSGI application."""
@@ -131,6 +138,13 @@ def deadline(seconds: float, what: str) -> Iterator[Callable[[], None]]:
         time.sleep(0.01)
 
     yield tick
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 20) -> None:
+    """Wait until a condition holds; the test fails when it does not in time."""
+    with deadline(seconds, what) as tick:
+        while not condition():
+            tick()
 
 
 def resident_bytes(pid: int | str = "self") -> int:

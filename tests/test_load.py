@@ -23,6 +23,7 @@ from benchmarks.contenders import CONTENDERS, Contender
 from benchmarks.generators import GeneratorError
 from benchmarks.latency import Request, correct, make_histogram, pick, read_log, read_percentiles, render_percentiles
 from benchmarks.processes import ServerError, members, running
+from tests.support import wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = Path(__file__).resolve().parent / "samples"
@@ -354,18 +355,11 @@ def test_interrupt_leaves_nothing(star_model: Path) -> None:
         for line in process.stderr:
             if re.search(r"greatest rate|requests/s", line):
                 break
-        wait_until(lambda: count_marked(mark) > 1)
+        wait_for(lambda: count_marked(mark) > 1, "the server")
         process.send_signal(signal.SIGINT)
         process.stderr.read()
         assert process.wait(30) == 130
     assert count_marked(mark) == 0
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def count_marked(mark: str) -> int:

@@ -489,7 +489,7 @@ def test_model_is_chosen_in_order_and_named_at_start(
     real = Path(shutil.copy(hostile_model, tmp_path / "models" / "amazon_review_full.ftz"))
     log = started()
     assert f"serving amazon_review_full.ftz (8 labels, sha256 {hash_model(real)}, binding engine) on " in log
-    assert "warning" not in log
+    assert "WARNING" not in log
     assert "serving stars.bin" in started(PYSERVE_MODEL=str(star_model))
     assert ", native engine) on " in started("--model", str(star_model), "--engine", "native")
     assert "serving hostile.bin" in started("--model", str(hostile_model), PYSERVE_MODEL=str(star_model))

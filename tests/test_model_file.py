@@ -12,6 +12,7 @@ import pytest
 
 from pyserve._model_file import FormatError, ModelInfo, inspect
 from tests.model_fields import header_fields
+from tests.support import load_binding
 from tests.trained_models import Recipe, train
 
 NGRAMS = {"wordNgrams": 2, "bucket": 300, "minn": 2, "maxn": 3}
@@ -49,8 +50,7 @@ def test_inspect_describes_the_model(format_models: dict[str, Path]) -> None:
     for name, path in format_models.items():
         recipe = RECIPES[name]
         info = inspect(path)
-        model = fasttext_pybind.fasttext()
-        model.loadModel(str(path))
+        model = load_binding(path)
         args = model.getArgs()
         assert isinstance(info, ModelInfo)
         assert info.size == path.stat().st_size

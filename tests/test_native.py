@@ -7,33 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fasttext_pybind
 import pytest
 
 from pyserve import Classifier, ModelError, load_model
 from pyserve._model_file import FormatError, inspect
 from pyserve._native import KERNELS, NativeEngine, supported_kernels
 from pyserve.comparison import agree, compare_engines, is_binding_fused, make_probe
-from tests.native_recipes import MODELS, craft, make_limits, make_lines, make_model
+from tests.native_recipes import MODELS, craft, make_limits, make_lines
+from tests.support import load_binding
 
 Predict = Callable[[bytes, int, float, str], list[tuple[float, str]]]
-
-
-@pytest.fixture(scope="session")
-def train_recipe(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    directory = tmp_path_factory.mktemp("native")
-
-    def train_once(name: str) -> Path:
-        path = directory / f"{name}.model"
-        return path if path.exists() else make_model(path, name)
-
-    return train_once
-
-
-def load_binding(path: Path) -> Any:
-    model = fasttext_pybind.fasttext()
-    model.loadModel(str(path))
-    return model
 
 
 def answer(predict: Predict, line: bytes, k: int, threshold: float) -> object:

@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,9 @@ from pyserve._native import NativeEngine
 from pyserve._native_pybind import fasttext
 from pyserve.comparison import make_probe
 from tests.native_recipes import RECIPES, craft, make_limits, make_lines
-from tests.trained_models import train
+from tests.support import load_binding
 
 EXPLAINED = [name for name, recipe in RECIPES.items() if recipe.loss != "hs"]
-
-
-@pytest.fixture(scope="module")
-def train_recipe(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    directory = tmp_path_factory.mktemp("extras")
-
-    def train_once(name: str) -> Path:
-        path = directory / f"{name}.model"
-        return path if path.exists() else train(path, RECIPES[name])
-
-    return train_once
 
 
 @pytest.fixture
@@ -83,9 +73,9 @@ def test_batch_fails_as_a_text_does(nan_model: Path) -> None:
         classifier.predict_many(["probe"] * 3)
 
 
-def test_batch_lets_other_threads_run(train_recipe: Callable[[str], Path], reluctant_threads: None) -> None:
-    classifier = load_model(train_recipe("five-grams-subwords"), engine="native")
-    texts = ["good book with a great plot " * 100] * 1000
+@contextmanager
+def counting_thread() -> Iterator[Callable[[], int]]:
+    """Run a thread that counts its rounds. Give a function that returns how many there were since the context began."""
     rounds = 0
     done = threading.Event()
 
@@ -97,13 +87,22 @@ def test_batch_lets_other_threads_run(train_recipe: Callable[[str], Path], reluc
 
     counter = threading.Thread(target=count)
     counter.start()
-    while not rounds:
-        time.sleep(0)
-    before = rounds
-    classifier.predict_many(texts)
-    progress = rounds - before
-    done.set()
-    counter.join()
+    try:
+        while not rounds:
+            time.sleep(0)
+        before = rounds
+        yield lambda: rounds - before
+    finally:
+        done.set()
+        counter.join()
+
+
+def test_batch_lets_other_threads_run(train_recipe: Callable[[str], Path], reluctant_threads: None) -> None:
+    classifier = load_model(train_recipe("five-grams-subwords"), engine="native")
+    texts = ["good book with a great plot " * 100] * 1000
+    with counting_thread() as rounds:
+        classifier.predict_many(texts)
+        progress = rounds()
     assert progress > 0
 
 
@@ -111,27 +110,12 @@ def test_short_text_of_a_wide_model_lets_other_threads_run(tmp_path: Path, reluc
     path = tmp_path / "model"
     path.write_bytes(craft([(b"good", 1)], [(b"__label__%d" % i, 1) for i in range(1500)], dim=100))
     engine = NativeEngine(path)
-    rounds = 0
-    done = threading.Event()
-
-    def count() -> None:
-        nonlocal rounds
-        while not done.is_set():
-            rounds += 1
-            time.sleep(0)
-
-    counter = threading.Thread(target=count)
-    counter.start()
-    while not rounds:
-        time.sleep(0)
-    before = rounds
-    calls = 0
-    while rounds == before and calls < 5000:
-        engine.predict("good book\n")
-        calls += 1
-    progress = rounds - before
-    done.set()
-    counter.join()
+    with counting_thread() as rounds:
+        calls = 0
+        while not rounds() and calls < 5000:
+            engine.predict("good book\n")
+            calls += 1
+        progress = rounds()
     assert progress > 0
 
 
@@ -157,8 +141,7 @@ def test_threads_share_an_engine(train_recipe: Callable[[str], Path]) -> None:
 @pytest.mark.parametrize("name", EXPLAINED)
 def test_explanation_adds_up_to_the_score(train_recipe: Callable[[str], Path], name: str) -> None:
     path = train_recipe(name)
-    binding = fasttext_pybind.fasttext()
-    binding.loadModel(str(path))
+    binding = load_binding(path)
     engine = NativeEngine(path)
     classifier = Classifier(engine, engine.info.labels, label_prefix="")
     hidden = fasttext_pybind.Vector(engine.info.dim)
@@ -186,8 +169,7 @@ def test_explanation_adds_up_to_the_score(train_recipe: Callable[[str], Path], n
 
 def test_explanation_of_words(train_recipe: Callable[[str], Path]) -> None:
     path = train_recipe("words")
-    binding = fasttext_pybind.fasttext()
-    binding.loadModel(str(path))
+    binding = load_binding(path)
     weights = memoryview(binding.getOutputMatrix())
     classifier = load_model(path, engine="native")
     found = classifier.explain("good nonsense book __label__1 good")
@@ -234,8 +216,7 @@ def test_explanation_where_there_is_none(train_recipe: Callable[[str], Path], na
 @pytest.mark.parametrize("name", ["bigrams", "packed-pruned", "hs-subwords", "other-prefix"])
 def test_pybind_module_like_binding(train_recipe: Callable[[str], Path], name: str) -> None:
     path = train_recipe(name)
-    binding = fasttext_pybind.fasttext()
-    binding.loadModel(str(path))
+    binding = load_binding(path)
     native = fasttext(str(path))
     rng = random.Random(3)
     for line in make_lines(500):
@@ -264,8 +245,7 @@ def test_pybind_module_fails_clearly(tmp_path: Path, nan_model: Path) -> None:
 def test_labels_that_are_not_utf8(train_recipe: Callable[[str], Path], tmp_path: Path) -> None:
     path = tmp_path / "model"
     path.write_bytes(train_recipe("words").read_bytes().replace(b"__label__0\0", b"__label__\xff\0"))
-    binding = fasttext_pybind.fasttext()
-    binding.loadModel(str(path))
+    binding = load_binding(path)
     for predict in (NativeEngine(path).predict, fasttext(str(path)).predict):
         for errors in ("replace", "surrogateescape", "ignore"):
             assert predict("good\n", -1, 0.0, errors) == binding.predict("good\n", -1, 0.0, errors)

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import gettempdir
 
-import fasttext_pybind
 import pytest
 
 from pyserve._model_file import FormatError, inspect
@@ -19,22 +18,11 @@ from pyserve._native import NativeEngine
 from tests.conftest import ROOT
 from tests.model_fields import header_fields
 from tests.native_recipes import RECIPES, craft, make_lines
-from tests.support import resident_bytes
+from tests.support import load_binding, resident_bytes
 from tests.trained_models import Recipe, train
 
 sparing = pytest.mark.skipif("PYSERVE_SANITIZE" in os.environ, reason="ASan keeps freed memory for a while")
 FUZZED = ("bigrams", "hs-subwords", "packed-pruned", "quantized-thirds", "quantized-output-hs", "ova-subwords-bigrams")
-
-
-@pytest.fixture(scope="module")
-def train_recipe(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    directory = tmp_path_factory.mktemp("robust")
-
-    def train_once(name: str) -> Path:
-        path = directory / f"{name}.model"
-        return path if path.exists() else train(path, RECIPES[name])
-
-    return train_once
 
 
 def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -163,8 +151,7 @@ def run_harness(binary: Path, model: Path, lines: list[bytes]) -> list[str]:
 
 def count_differences(model: Path, lines: list[bytes], answers: list[str]) -> dict[bool, int]:
     """Count the lines with and without bytes beyond ASCII whose answer is not the binding's."""
-    binding = fasttext_pybind.fasttext()
-    binding.loadModel(str(model))
+    binding = load_binding(model)
     labels = NativeEngine(model).info.labels
     differing = {True: 0, False: 0}
     for line, answer in zip(lines, answers, strict=True):
@@ -272,8 +259,7 @@ def test_codes_of_all_ngrams_are_not_copied(tmp_path: Path) -> None:
     before = resident_bytes()
     engine = NativeEngine(path)
     assert resident_bytes() - before < 8 << 20  # a copy would take 16 MB
-    binding = fasttext_pybind.fasttext()
-    binding.loadModel(str(path))
+    binding = load_binding(path)
     for line in make_lines(300):
         assert engine.predict(line, -1) == binding.predict(line, -1, 0.0, "strict")
 

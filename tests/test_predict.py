@@ -3,7 +3,6 @@
 import random
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 
 from pyserve import Classifier, load_model
 from pyserve._inference import EngineError, format_line
-from tests.support import expected_line
+from tests.support import expected_line, load_binding
 
 PIECES = [
     *("great", "awful", "love", "it", "is", "really", "not", "café", "naïve", "日本語", "😀", "\U0010ffff", "e\u0301"),
@@ -43,7 +42,7 @@ def test_predict_learned(classifier: Classifier, text: str, label: str) -> None:
     assert classifier.predict(text)[0][0] == label
 
 
-def test_predict_like_binding(classifier: Classifier, star_model: Path, load_binding: Callable[[Path], Any]) -> None:
+def test_predict_like_binding(classifier: Classifier, star_model: Path) -> None:
     model = load_binding(star_model)
     texts = make_texts(4000)
     for number, text in enumerate(texts):
@@ -52,16 +51,14 @@ def test_predict_like_binding(classifier: Classifier, star_model: Path, load_bin
     assert classifier.predict_many(texts, k=5) == [expected_pairs(model, text, 5, 0.0) for text in texts]
 
 
-def test_predict_like_binding_real(
-    real_classifier: Classifier, real_model: Path, load_binding: Callable[[Path], Any]
-) -> None:
+def test_predict_like_binding_real(real_classifier: Classifier, real_model: Path) -> None:
     model = load_binding(real_model)
     for text in make_texts(4000):
         assert real_classifier.predict(text, k=5) == expected_pairs(model, text, 5, 0.0), text
 
 
 @given(text=st.text())
-def test_predict_any_text(classifier: Classifier, star_model: Path, load_binding: Any, text: str) -> None:
+def test_predict_any_text(classifier: Classifier, text: str) -> None:
     assert format_line(text) == expected_line(text)
     pairs = classifier.predict(text, k=5)
     assert len(pairs) == 5

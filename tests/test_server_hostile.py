@@ -12,8 +12,7 @@ import pytest
 
 from tests.load_client import Reply, form_request, plain, read_reply
 from tests.server import Server, serve
-from tests.support import Client, resident_bytes
-from tests.test_server_signals import wait_for, wait_for_log, workers_of
+from tests.support import Client, resident_bytes, wait_for
 
 GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 HEAD = b"POST /inferreview HTTP/1.1\r\nHost: x\r\n"
@@ -22,7 +21,7 @@ HEAD = b"POST /inferreview HTTP/1.1\r\nHost: x\r\n"
 @pytest.fixture(scope="module")
 def server(star_model: Path) -> Iterator[Server]:
     with serve(star_model, "--workers", "1", "--request-timeout", "5", "--keep-alive", "5") as running:
-        wait_for_log(running, " ready ")
+        running.wait_for_log(" ready ")
         yield running
         assert running.stop() == 0
         assert "Traceback" not in running.read_log()
@@ -218,7 +217,7 @@ def test_reset_connections(server: Server, client: Client) -> None:
 )
 def test_lost_requests_leave_nothing_behind(server: Server, sent: bytes) -> None:
     """bjoern forgets the environs of the requests that it loses; they are found and freed."""
-    (worker,) = workers_of(server)
+    (worker,) = server.workers()
     sizes = []
     for _ in range(3):
         for _ in range(800):
@@ -303,7 +302,7 @@ def attack(server: Server, count: int, seed: int) -> tuple[int, int]:
 
 def attack_while_others_are_served(server: Server, client: Client, count: int) -> None:
     """Attack from two sides, with requests in between whose answers must be right."""
-    (worker,) = workers_of(server)
+    (worker,) = server.workers()
     expected = client(b"text=great").body
     totals: list[tuple[int, int]] = []
 
@@ -322,7 +321,7 @@ def attack_while_others_are_served(server: Server, client: Client, count: int) -
     assert len(totals) == 2
     assert checked > 10
     assert count / 10 < good < answered <= count
-    assert workers_of(server) == [worker]
+    assert server.workers() == [worker]
     # bjoern's own errors and failures of the application are the only lines a client can cause.
     lost = [line for line in server.read_log().splitlines() if " ERROR " in line and "failed" not in line]
     assert not lost
@@ -337,9 +336,9 @@ def test_fuzz(server: Server, client: Client) -> None:
 @pytest.mark.timeout(1200)
 def test_fuzz_long(star_model: Path, client: Client) -> None:
     with serve(star_model, "--workers", "1") as server:
-        wait_for_log(server, " ready ")
+        server.wait_for_log(" ready ")
         attack_while_others_are_served(server, client, 20_000)
-        (worker,) = workers_of(server)
+        (worker,) = server.workers()
         before = resident_bytes(worker)
         attack_while_others_are_served(server, client, 200_000)
         grown = resident_bytes(worker) - before

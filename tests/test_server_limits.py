@@ -16,29 +16,9 @@ import pytest
 
 from tests.load_client import form_request, load, plain, read_reply
 from tests.server import Server, patch_program, serve
-from tests.support import Client, deadline, resident_bytes
-from tests.test_server_signals import wait_for, wait_for_log, workers_of
+from tests.support import Client, deadline, resident_bytes, wait_for
 
 HEAD = b"POST /inferreview HTTP/1.1\r\nHost: x\r\n"
-
-
-def metric(server: Server, name: str) -> float:
-    """The value of a metric, given its name and labels as they are written."""
-    _, text = server.request(b"", "GET", "/metrics")
-    for line in text.decode().splitlines():
-        if line.startswith(name + " "):
-            return float(line.rsplit(" ", 1)[1])
-    raise AssertionError(f"there is no metric {name}")
-
-
-def closed_for(server: Server, cause: str) -> float:
-    """How many connections were closed for a cause."""
-    return metric(server, f'pyserve_connections_closed_total{{cause="{cause}"}}')
-
-
-def refused_for(server: Server, cause: str) -> float:
-    """How many requests were refused for a cause."""
-    return metric(server, f'pyserve_requests_refused_total{{cause="{cause}"}}')
 
 
 @contextlib.contextmanager
@@ -91,7 +71,7 @@ def impatient(
                 subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, folder / "old.c", "-ldl"], check=True)
                 patch.setenv("LD_PRELOAD", f"{os.environ.get('LD_PRELOAD', '')} {library}".strip())
             running = stack.enter_context(serve(star_model, *options))
-        wait_for_log(running, " ready ")
+        running.wait_for_log(" ready ")
         yield running
 
 
@@ -131,20 +111,20 @@ def test_dripping_request_is_cut_off(impatient: Server) -> None:
 def test_request_that_was_told_to_continue_is_cut_off(star_model: Path, earlier: int) -> None:
     """``100 Continue`` does not make an incomplete request an idle connection."""
     with serve(star_model, "--workers", "1", "--request-timeout", "1", "--keep-alive", "60") as server:
-        wait_for_log(server, " ready ")
+        server.wait_for_log(" ready ")
         with server.connect() as connection, connection.makefile("rb") as stream:
             for _ in range(earlier):
                 connection.sendall(form_request(b"great"))
                 assert read_reply(stream).status == 200
                 # A look at more connections is one at this answer, too.
                 with many(server, 5, b""):
-                    wait_for(lambda: metric(server, "pyserve_connections_open") >= 6, "a look")
+                    wait_for(lambda: server.metric("pyserve_connections_open") >= 6, "a look")
             connection.sendall(HEAD + b"Expect: 100-continue\r\nContent-Length: 100\r\n\r\n")
             assert stream.readline() == b"HTTP/1.1 100 Continue\r\n"
             assert stream.readline() == b"\r\n"
             assert read_reply(stream).status == 408
             assert stream.read() == b""
-        assert closed_for(server, "request_timeout") == 1
+        assert server.closed_for("request_timeout") == 1
 
 
 def test_second_request_is_cut_off_too(impatient: Server) -> None:
@@ -161,7 +141,7 @@ def test_idle_connection_is_closed(impatient: Server) -> None:
         connection.sendall(form_request(b"great"))
         assert read_reply(stream).status == 200
         assert stream.read() == b""
-    wait_for(lambda: closed_for(impatient, "idle") >= 1, "the count")
+    wait_for(lambda: impatient.closed_for("idle") >= 1, "the count")
 
 
 def test_busy_connection_is_kept(impatient: Server, client: Client) -> None:
@@ -178,7 +158,7 @@ def test_answers_on_their_way_cut_nobody_off(impatient: Server) -> None:
     """Clients that acknowledge an answer with their next request are busy, though one is always on its way."""
     if impatient.path:
         pytest.skip("a Unix socket has no acknowledgements")
-    cut = closed_for(impatient, "answer_timeout")
+    cut = impatient.closed_for("answer_timeout")
     end = time.monotonic() + 5
     lost: list[str] = []
 
@@ -200,7 +180,7 @@ def test_answers_on_their_way_cut_nobody_off(impatient: Server) -> None:
     for client in clients:
         client.join(20)
     assert not lost
-    assert closed_for(impatient, "answer_timeout") == cut
+    assert impatient.closed_for("answer_timeout") == cut
 
 
 @pytest.mark.parametrize("listener", [[], ["--unix-socket", "socket"]])
@@ -213,7 +193,7 @@ def test_answer_that_is_not_taken_is_cut_off(
         with server.connect(receive_buffer=4096) as connection:
             body = b"&".join([b"text=a"] * 100_000)
             connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-            wait_for(lambda: closed_for(server, "answer_timeout") == 1, "the cut")
+            wait_for(lambda: server.closed_for("answer_timeout") == 1, "the cut")
         assert server.request(b"text=great")[0] == 200
 
 
@@ -276,38 +256,36 @@ def test_timer_before_the_loop_lifts_no_limit(
     """A worker that the system lets wait just before its loop starts has the same limits."""
     patch_program(monkeypatch, tmp_path, EARLY_ALARM)
     with serve(star_model, "--workers", "1", "--max-body", "1000") as server:
-        wait_for_log(server, " ready ")
+        server.wait_for_log(" ready ")
         assert server.request(b"text=" + b"a" * 995)[0] == 200
         assert server.request(b"text=" + b"a" * 996)[0] == 413
         assert "ERROR" not in server.read_log()
+
+
+FIRST_WITHOUT_LIMITS = """
+import io, os, sys, _bjoern
+run = _bjoern.server_run
+def run_wrongly(*arguments):
+    if not os.path.exists(marker):
+        open(marker, "w").close()
+        sys.modules["io"] = io
+    run(*arguments)
+_bjoern.server_run = run_wrongly
+"""
 
 
 def test_worker_without_limits_answers_nothing(
     star_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker whose bodies are not limited, for whatever reason, is replaced."""
-    marker = tmp_path / "marker"
-    patch_program(
-        monkeypatch,
-        tmp_path,
-        f"""
-import io, os, sys, _bjoern
-run = _bjoern.server_run
-def run_wrongly(*arguments):
-    if not os.path.exists({str(marker)!r}):
-        open({str(marker)!r}, "w").close()
-        sys.modules["io"] = io
-    run(*arguments)
-_bjoern.server_run = run_wrongly
-""",
-    )
+    patch_program(monkeypatch, tmp_path, FIRST_WITHOUT_LIMITS)
     with serve(star_model, "--workers", "1") as server:
-        wait_for_log(server, " ready ")
+        server.wait_for_log(" ready ")
         for method in ("POST", "GET"):
             assert server.request(b"text=great" * (method == "POST"), method)[0] == 500
-        wait_for_log(server, "cause=replaced")
+        server.wait_for_log("cause=replaced")
         assert server.request(b"text=great")[0] == 200
-        assert refused_for(server, "no_limits") == 2
+        assert server.refused_for("no_limits") == 2
 
 
 def send_gigabytes(server: Server, gigabytes: int) -> bytes:
@@ -330,12 +308,12 @@ def test_huge_body_is_cut_off(star_model: Path) -> None:
     """2 GB are sent: the connection is closed long before all came, and the memory stays as it is."""
     with serve(star_model, "--workers", "1") as server:
         assert server.request(b"text=great")[0] == 200
-        (worker,) = workers_of(server)
+        (worker,) = server.workers()
         before = resident_bytes(worker)
         received = send_gigabytes(server, 2)
         assert received == b"" or b" 413 " in received  # a reset may overtake the answer
         assert resident_bytes(worker) - before < 8 << 20
-        assert closed_for(server, "body_too_large") == 1
+        assert server.closed_for("body_too_large") == 1
         assert server.request(b"text=great")[0] == 200
 
 
@@ -343,7 +321,7 @@ def test_huge_body_is_cut_off(star_model: Path) -> None:
 def test_announced_body_costs_nothing(star_model: Path) -> None:
     with serve(star_model, "--workers", "1") as server:
         assert server.request(b"text=great")[0] == 200
-        (worker,) = workers_of(server)
+        (worker,) = server.workers()
         before = resident_bytes(worker)
         with many(server, 200, HEAD + b"Content-Length: 2147483648\r\n\r\ntext=a"):
             assert server.request(b"text=great")[0] == 200
@@ -373,9 +351,9 @@ def test_bodies_of_all_connections_are_limited(star_model: Path) -> None:
 
 
 def wait_for_workers(server: Server, count: int) -> list[int]:
-    wait_for_log(server, " ready ")
-    wait_for(lambda: len(workers_of(server)) == count, "the workers")
-    return workers_of(server)
+    server.wait_for_log(" ready ")
+    wait_for(lambda: len(server.workers()) == count, "the workers")
+    return server.workers()
 
 
 @pytest.mark.parametrize("sent", [b"", b"POST /inferreview HT", HEAD + b"Content-Length: 100\r\n\r\ntext=a"])
@@ -383,11 +361,11 @@ def test_slow_clients_hinder_nobody(star_model: Path, client: Client, sent: byte
     """A thousand connections that dawdle, while good requests are answered."""
     expected = {b"great": client(b"text=great").body, b"awful": client(b"text=awful").body}
     with serve(star_model, "--workers", "1", "--request-timeout", "2") as server:
-        wait_for_log(server, " ready ")
+        server.wait_for_log(" ready ")
         with many(server, 1000, sent) as slow, load(server.port, expected, 4) as seen:
-            wait_for(lambda: metric(server, "pyserve_connections_open") >= 1000, "all slow connections")
+            wait_for(lambda: server.metric("pyserve_connections_open") >= 1000, "all slow connections")
             wait_for(lambda: seen.right > 500, "good answers")
-            wait_for(lambda: closed_for(server, "request_timeout") >= 1000, "the cut")
+            wait_for(lambda: server.closed_for("request_timeout") >= 1000, "the cut")
             for connection in slow[::100]:
                 with contextlib.suppress(ConnectionResetError):
                     assert b"408" in (data := connection.recv(1000)) or data == b""
@@ -398,15 +376,12 @@ def test_slow_clients_hinder_nobody(star_model: Path, client: Client, sent: byte
 def test_connection_limit(star_model: Path, sent: bytes) -> None:
     """At the limit room is made, idle connections first, and new clients are served."""
     with serve(star_model, "--workers", "1", "--max-connections", "50") as server:
-        wait_for_log(server, " ready ")
+        server.wait_for_log(" ready ")
         with many(server, 200, sent):
             for _ in range(20):
                 assert server.request(b"text=great")[0] == 200
-            wait_for(
-                lambda: closed_for(server, "connection_limit") >= 100,
-                "the relief",
-            )
-            wait_for(lambda: metric(server, "pyserve_connections_open") < 50, "room")
+            wait_for(lambda: server.closed_for("connection_limit") >= 100, "the relief")
+            wait_for(lambda: server.metric("pyserve_connections_open") < 50, "room")
 
 
 def set_few_descriptors() -> None:
@@ -422,7 +397,7 @@ def test_descriptor_limit(star_model: Path) -> None:
             spent, started = cpu_seconds(worker), time.monotonic()
             for _ in range(5):
                 assert server.request(b"text=great")[0] == 200
-            wait_for(lambda: closed_for(server, "connection_limit") >= 200, "room for all")
+            wait_for(lambda: server.closed_for("connection_limit") >= 200, "room for all")
             assert cpu_seconds(worker) - spent < (time.monotonic() - started) / 2
 
 
@@ -441,16 +416,16 @@ def test_worker_over_its_memory_is_replaced(star_model: Path, client: Client) ->
         with load(server.port, expected, 4) as seen:
             wait_for(lambda: seen.right > 50, "answers")
             name = f'pyserve_worker_resident_bytes{{pid="{worker}"}}'
-            wait_for(lambda: metric(server, name) > 0, "the first look at the memory")
+            wait_for(lambda: server.metric(name) > 0, "the first look at the memory")
             with many(server, 5, HEAD + b"Content-Length: 9000000\r\n\r\ntext=" + b"a" * 8_000_000):
-                wait_for_log(server, "has grown too large")
-                wait_for_log(server, "cause=replaced")
-            wait_for(lambda: worker not in workers_of(server), "the new worker")
+                server.wait_for_log("has grown too large")
+                server.wait_for_log("cause=replaced")
+            wait_for(lambda: worker not in server.workers(), "the new worker")
             target = seen.right + 50
             wait_for(lambda: seen.right > target, "answers")
         assert not seen.errors
         assert not seen.refused_connections
-        assert metric(server, 'pyserve_workers_ended_total{cause="replaced"}') == 1
+        assert server.metric('pyserve_workers_ended_total{cause="replaced"}') == 1
 
 
 def test_unix_socket_is_served_at_the_connection_limit(star_model: Path, tmp_path: Path) -> None:
@@ -468,12 +443,12 @@ def test_unix_socket_is_served_at_the_connection_limit(star_model: Path, tmp_pat
     ]
     ready = r"health and metrics on http://127\.0\.0\.1:(\d+)"
     with contextlib.ExitStack() as held, serve(star_model, *options, ready=ready) as server:
-        wait_for_log(server, " ready ")
+        server.wait_for_log(" ready ")
         for _ in range(25):
             connection = held.enter_context(socket.socket(socket.AF_UNIX))
             connection.connect(str(path))
             connection.sendall(form_request(b"great")[:-1])
-        wait_for(lambda: metric(server, "pyserve_connections_open") >= 20, "the limit")
+        wait_for(lambda: server.metric("pyserve_connections_open") >= 20, "the limit")
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(10)
             connection.connect(str(path))

@@ -9,7 +9,6 @@ import signal
 import socket
 import struct
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,40 +17,12 @@ from pyserve.comparison import make_probe
 from pyserve.model import hash_model
 from tests.load_client import Load, form_request, load, plain, read_reply
 from tests.server import Server, patch_program, serve
-from tests.support import Client, deadline, resident_bytes
+from tests.support import Client, resident_bytes, wait_for
 
 
 @pytest.fixture
 def expected(client: Client) -> dict[bytes, bytes]:
     return {text: client(b"text=" + text).body for text in (b"great", b"awful", b"okay+fine", b"love+it", b"broken")}
-
-
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 20) -> None:
-    with deadline(seconds, what) as tick:
-        while not condition():
-            tick()
-
-
-def wait_for_log(server: Server, text: str, count: int = 1) -> None:
-    try:
-        wait_for(lambda: server.read_log().count(text) >= count, f"{text!r} in the log")
-    except AssertionError as error:
-        raise AssertionError(f"{error}\n{server.read_log()}") from None
-
-
-def workers_of(server: Server) -> list[int]:
-    """The workers' process ids."""
-    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text()
-    return [int(pid) for pid in children.split()]
-
-
-def is_refused(server: Server) -> bool:
-    """Tell whether connections are accepted no more."""
-    try:
-        socket.create_connection(("127.0.0.1", server.port), timeout=10).close()
-    except ConnectionRefusedError:
-        return True
-    return False
 
 
 def wait_for_answers(seen: Load, more: int = 50) -> None:
@@ -62,19 +33,19 @@ def wait_for_answers(seen: Load, more: int = 50) -> None:
 @pytest.mark.parametrize("options", [["--workers", "1"], ["--workers", "2"], ["--workers", "2", "--reuse-port"]])
 def test_reload_under_load_loses_nothing(star_model: Path, expected: dict[bytes, bytes], options: list[str]) -> None:
     with serve(star_model, *options) as server:
-        wait_for_log(server, " ready ")
-        before = set(workers_of(server))
+        server.wait_for_log(" ready ")
+        before = set(server.workers())
         with load(server.port, expected) as seen:
             for turn in (1, 2):
                 wait_for_answers(seen)
                 server.process.send_signal(signal.SIGHUP)
-                wait_for_log(server, " reloaded ", turn)
-                wait_for_log(server, "cause=reloaded", turn * len(before))
+                server.wait_for_log(" reloaded ", turn)
+                server.wait_for_log("cause=reloaded", turn * len(before))
             wait_for_answers(seen)
         assert not seen.errors
         assert not seen.refused_connections
         assert seen.closes
-        assert not before & set(workers_of(server))
+        assert not before & set(server.workers())
         assert server.stop() == 0
 
 
@@ -95,7 +66,7 @@ def write_large_model(path: Path) -> None:
 def test_every_listener_keeps_a_worker(star_model: Path) -> None:
     """With a socket for each worker, new connections are answered after every change of the workers."""
     with serve(star_model, "--workers", "2", "--reuse-port") as server:
-        wait_for_log(server, " ready ")
+        server.wait_for_log(" ready ")
 
         def check() -> None:
             # The kernel spreads connections by their ports: sixteen miss one of two sockets once in 30,000 times.
@@ -105,25 +76,25 @@ def test_every_listener_keeps_a_worker(star_model: Path) -> None:
         check()
         for turn in (1, 2):
             server.process.send_signal(signal.SIGHUP)
-            wait_for_log(server, "cause=reloaded", 2 * turn)
+            server.wait_for_log("cause=reloaded", 2 * turn)
             check()
         server.process.send_signal(signal.SIGTTIN)
-        wait_for(lambda: len(workers_of(server)) == 3, "one more")
+        wait_for(lambda: len(server.workers()) == 3, "one more")
         for _ in range(3):
             server.process.send_signal(signal.SIGTTOU)
-        wait_for_log(server, "cause=replaced")
+        server.wait_for_log("cause=replaced")
         check()
-        os.kill(workers_of(server)[0], signal.SIGKILL)
-        wait_for_log(server, "cause=killed")
+        os.kill(server.workers()[0], signal.SIGKILL)
+        server.wait_for_log("cause=killed")
         check()
-        assert len(workers_of(server)) == 2
+        assert len(server.workers()) == 2
 
 
 REFUSED_FORKS = """
 import errno, os
 fork = os.fork
 def refuse():
-    if os.path.exists({marker!r}):
+    if os.path.exists(marker):
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
     return fork()
 os.fork = refuse
@@ -132,19 +103,18 @@ os.fork = refuse
 
 def test_refused_process_ends_nothing(star_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no process can be made, those that there are go on serving, until one can."""
-    marker = tmp_path / "marker"
-    patch_program(monkeypatch, tmp_path, REFUSED_FORKS.format(marker=str(marker)))
+    marker = patch_program(monkeypatch, tmp_path, REFUSED_FORKS)
     with serve(star_model, "--workers", "2") as server:
-        wait_for_log(server, " ready ")
-        before = workers_of(server)
+        server.wait_for_log(" ready ")
+        before = server.workers()
         marker.touch()
         server.process.send_signal(signal.SIGHUP)
-        wait_for_log(server, "a worker cannot be started: Resource temporarily unavailable", 3)
-        assert workers_of(server) == before
+        server.wait_for_log("a worker cannot be started: Resource temporarily unavailable", 3)
+        assert server.workers() == before
         assert server.request(b"text=great")[0] == 200
         marker.unlink()
-        wait_for_log(server, " reloaded ")
-        wait_for(lambda: not set(before) & set(workers_of(server)), "the end of the workers of before")
+        server.wait_for_log(" reloaded ")
+        wait_for(lambda: not set(before) & set(server.workers()), "the end of the workers of before")
         # The parent still acts on signals.
         assert server.stop() == 0
 
@@ -152,9 +122,7 @@ def test_refused_process_ends_nothing(star_model: Path, tmp_path: Path, monkeypa
 def test_refused_processes_at_the_start_end_it(
     star_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    marker = tmp_path / "marker"
-    marker.touch()
-    patch_program(monkeypatch, tmp_path, REFUSED_FORKS.format(marker=str(marker)))
+    patch_program(monkeypatch, tmp_path, REFUSED_FORKS).touch()
     with serve(star_model, "--workers", "1") as server:
         assert server.process.wait(20) == 1
         assert "giving up: no worker could start" in server.read_log()
@@ -166,7 +134,7 @@ def test_more_reloads_than_places_end_nothing(
     """Workers that wait for half a request each hold a place; the next reload waits for one."""
     patch_program(monkeypatch, tmp_path, "import pyserve.server\npyserve.server.SPARE_SLOTS = 1")
     with serve(star_model, "--workers", "1", "--graceful-timeout", "4") as server, contextlib.ExitStack() as held:
-        wait_for_log(server, " ready ")
+        server.wait_for_log(" ready ")
         turn = 0
         while "a worker cannot be started: too many workers" not in server.read_log():
             connection = held.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=10))
@@ -179,7 +147,7 @@ def test_more_reloads_than_places_end_nothing(
                 lambda: server.read_log().count(" reloaded ") >= turn or "cannot be" in server.read_log(),  # noqa: B023
                 "the reload",
             )
-        wait_for_log(server, " reloaded ", turn)
+        server.wait_for_log(" reloaded ", turn)
         assert server.request(b"text=great")[0] == 200
 
 
@@ -187,11 +155,11 @@ def test_more_reloads_than_places_end_nothing(
 def test_reloads_keep_the_arbiter_small(star_model: Path) -> None:
     """The model and the application of before are freed."""
     with serve(star_model, "--workers", "1") as server:
-        wait_for_log(server, " ready ")
+        server.wait_for_log(" ready ")
         sizes = []
         for turn in range(1, 16):
             server.process.send_signal(signal.SIGHUP)
-            wait_for_log(server, " reloaded ", turn)
+            server.wait_for_log(" reloaded ", turn)
             sizes.append(resident_bytes(server.process.pid))
         assert sizes[-1] - sizes[4] < 512 << 10
 
@@ -199,7 +167,7 @@ def test_reloads_keep_the_arbiter_small(star_model: Path) -> None:
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_stop_under_load_answers_what_was_asked(star_model: Path, expected: dict[bytes, bytes], signum: int) -> None:
     with serve(star_model, "--workers", "2") as server:
-        wait_for_log(server, " ready ")
+        server.wait_for_log(" ready ")
         with load(server.port, expected) as seen:
             wait_for_answers(seen)
             assert server.stop(signum) == 0
@@ -212,11 +180,11 @@ def test_stop_under_load_answers_what_was_asked(star_model: Path, expected: dict
 def test_stop_of_the_workers_first_loses_nothing(star_model: Path, expected: dict[bytes, bytes]) -> None:
     """A group of processes gets the signal in any order; what connects meanwhile is answered."""
     with serve(star_model, "--workers", "2") as server:
-        wait_for_log(server, " ready ")
+        server.wait_for_log(" ready ")
         with load(server.port, expected, 12) as seen:
             wait_for_answers(seen)
             closes = seen.closes
-            for pid in workers_of(server):
+            for pid in server.workers():
                 os.kill(pid, signal.SIGTERM)
             # The workers have begun to drain before the arbiter knows.
             wait_for(lambda: seen.closes >= closes + 12, "draining")
@@ -229,19 +197,19 @@ def test_stop_of_the_workers_first_loses_nothing(star_model: Path, expected: dic
 def test_worker_that_is_told_to_end_is_replaced(star_model: Path, expected: dict[bytes, bytes]) -> None:
     """Its successor is there before it leaves, and nothing is lost."""
     with serve(star_model, "--workers", "1") as server:
-        wait_for_log(server, " ready ")
-        (before,) = workers_of(server)
+        server.wait_for_log(" ready ")
+        (before,) = server.workers()
         with load(server.port, expected) as seen:
             wait_for_answers(seen)
             os.kill(before, signal.SIGTERM)
-            wait_for_log(server, f"worker ended worker={before} cause=replaced")
+            server.wait_for_log(f"worker ended worker={before} cause=replaced")
             wait_for_answers(seen)
         assert not seen.errors
         assert not seen.refused_connections
-        (after,) = workers_of(server)
+        (after,) = server.workers()
         os.kill(after, signal.SIGQUIT)
-        wait_for_log(server, f"worker ended worker={after} cause=killed")
-        wait_for(lambda: workers_of(server), "a worker")
+        server.wait_for_log(f"worker ended worker={after} cause=killed")
+        wait_for(server.workers, "a worker")
         assert server.request(b"text=great")[0] == 200
 
 
@@ -252,23 +220,23 @@ def test_reload_with_damaged_model_changes_nothing(
     intact = star_model.read_bytes()
     model.write_bytes(intact)
     with serve(model, "--workers", "2") as server:
-        wait_for_log(server, " ready ")
-        before = workers_of(server)
+        server.wait_for_log(" ready ")
+        before = server.workers()
         with load(server.port, expected) as seen:
             wait_for_answers(seen)
             for turn, damaged in enumerate([intact[:4], intact[:100], intact[:-1], b"", b"no model"], 1):
                 model.write_bytes(damaged)
                 server.process.send_signal(signal.SIGHUP)
-                wait_for_log(server, "reload refused", turn)
+                server.wait_for_log("reload refused", turn)
                 wait_for_answers(seen)
             model.unlink()
             server.process.send_signal(signal.SIGHUP)
-            wait_for_log(server, "reload refused", 6)
+            server.wait_for_log("reload refused", 6)
             wait_for_answers(seen)
-            assert workers_of(server) == before
+            assert server.workers() == before
             model.write_bytes(intact)
             server.process.send_signal(signal.SIGHUP)
-            wait_for_log(server, " reloaded ")
+            server.wait_for_log(" reloaded ")
             wait_for_answers(seen)
         assert not seen.errors
         status, text = server.request(b"", "GET", "/metrics")
@@ -282,8 +250,8 @@ def test_reload_with_damaged_sidecar_changes_nothing(star_model: Path, tmp_path:
     model = tmp_path / "served.bin"
     shutil.copy(star_model, model)
     with serve(model, "--workers", "1") as server:
-        wait_for_log(server, " ready ")
-        before = workers_of(server)
+        server.wait_for_log(" ready ")
+        before = server.workers()
         if damage == "nan":
             model.write_bytes(make_probe()[:-16] + struct.pack("<4f", *[float("nan")] * 4))
         number = "0.5" if damage == "nan" else "9" * (400 if damage == "confidence" else 5000)
@@ -292,8 +260,8 @@ def test_reload_with_damaged_sidecar_changes_nothing(star_model: Path, tmp_path:
             f'{{"sha256": "{hash_model(model)}", "size": {model.stat().st_size}, "golden": [{golden}]}}'
         )
         server.process.send_signal(signal.SIGHUP)
-        wait_for_log(server, "reload refused, the model of before goes on serving: served.bin.json, line 1: ")
-        assert workers_of(server) == before
+        server.wait_for_log("reload refused, the model of before goes on serving: served.bin.json, line 1: ")
+        assert server.workers() == before
         assert server.request(b"text=great")[0] == 200
         assert b'pyserve_reloads_total{result="failure"} 1.0' in server.request(b"", "GET", "/metrics")[1]
 
@@ -311,13 +279,13 @@ def test_reloads_while_the_model_is_overwritten(star_model: Path, tmp_path: Path
             model.write_bytes(content)
 
     with serve(model, "--workers", "1", "--engine", engine) as server:
-        wait_for_log(server, " ready ")
+        server.wait_for_log(" ready ")
         thread = threading.Thread(target=overwrite)
         thread.start()
         try:
             for turn in range(1, 41):
                 server.process.send_signal(signal.SIGHUP)
-                wait_for_log(server, " reloading", turn)
+                server.wait_for_log(" reloading", turn)
                 assert server.process.poll() is None, server.read_log()
         finally:
             done.set()
@@ -330,12 +298,12 @@ def test_truncated_model_of_the_native_engine_is_served_on(star_model: Path, tmp
     model = tmp_path / "served.bin"
     shutil.copy(star_model, model)
     with serve(model, "--workers", "1", "--engine", "native") as server:
-        wait_for_log(server, " ready ")
+        server.wait_for_log(" ready ")
         expected = server.request(b"text=great")
         os.truncate(model, 0)
-        (worker,) = workers_of(server)
+        (worker,) = server.workers()
         os.kill(worker, signal.SIGKILL)
-        wait_for_log(server, "cause=killed")
+        server.wait_for_log("cause=killed")
         assert server.request(b"text=great") == expected
         assert "SIGBUS" not in server.read_log()
 
@@ -346,81 +314,79 @@ def test_large_model_of_the_native_engine_that_was_truncated_is_loaded_anew(tmp_
     model = tmp_path / "large.bin"
     write_large_model(model)
     with serve(model, "--workers", "1", "--engine", "native") as server:
-        wait_for_log(server, " ready ")
+        server.wait_for_log(" ready ")
         expected = server.request(b"text=word+word")
         assert expected[0] == 200
         os.truncate(model, 4096)
         with contextlib.suppress(OSError, http.client.HTTPException):
             server.request(b"text=word+word")
-        wait_for_log(server, "the model file was overwritten while it was served")
-        wait_for_log(server, "reload refused")
+        server.wait_for_log("the model file was overwritten while it was served")
+        server.wait_for_log("reload refused")
         write_large_model(model)
         with contextlib.suppress(OSError, http.client.HTTPException):
             server.request(b"text=word+word")
         server.process.send_signal(signal.SIGHUP)
-        wait_for_log(server, " reloaded ")
+        server.wait_for_log(" reloaded ")
         assert server.request(b"text=word+word") == expected
+
+
+FAILED_STARTS = """
+import os
+from pyserve import worker
+run = worker.BjoernWorker.run
+def fail(self):
+    if os.path.exists(marker):
+        os._exit(1)
+    run(self)
+worker.BjoernWorker.run = fail
+"""
 
 
 def test_reload_that_no_worker_survives_is_undone(
     star_model: Path, hostile_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model that passes every check, but with which no worker starts: all is as before."""
-    marker = tmp_path / "marker"
-    patch_program(
-        monkeypatch,
-        tmp_path,
-        f"""
-import os
-from pyserve import worker
-run = worker.BjoernWorker.run
-def fail(self):
-    if os.path.exists({str(marker)!r}):
-        os._exit(1)
-    run(self)
-worker.BjoernWorker.run = fail
-""",
-    )
+    marker = patch_program(monkeypatch, tmp_path, FAILED_STARTS)
     model = tmp_path / "served.bin"
     model.write_bytes(star_model.read_bytes())
     with serve(model, "--workers", "2") as server:
-        wait_for_log(server, " ready ")
+        server.wait_for_log(" ready ")
 
         def describe() -> list[bytes]:
             lines = server.request(b"", "GET", "/metrics")[1].splitlines()
             return [line for line in lines if line.startswith(b"pyserve_model_")]
 
-        before = workers_of(server), describe(), server.request(b"text=great")
+        before = server.workers(), describe(), server.request(b"text=great")
         marker.touch()
         replacement = tmp_path / "new.bin"
         replacement.write_bytes(hostile_model.read_bytes())
         replacement.replace(model)
         server.process.send_signal(signal.SIGHUP)
-        wait_for_log(server, "reload undone")
-        assert (workers_of(server), describe(), server.request(b"text=great")) == before
+        server.wait_for_log("reload undone")
+        assert (server.workers(), describe(), server.request(b"text=great")) == before
         assert b'pyserve_reloads_total{result="failure"} 1.0' in server.request(b"", "GET", "/metrics")[1]
         marker.unlink()
         server.process.send_signal(signal.SIGHUP)
-        wait_for_log(server, " reloaded ")
+        server.wait_for_log(" reloaded ")
         assert describe() != before[1]
 
 
 def test_killed_worker_is_replaced(star_model: Path, expected: dict[bytes, bytes]) -> None:
     with serve(star_model, "--workers", "2") as server:
-        wait_for_log(server, " ready ")
-        victim, survivor = workers_of(server)
+        server.wait_for_log(" ready ")
+        victim, survivor = server.workers()
         with load(server.port, expected) as seen:
             wait_for_answers(seen)
             os.kill(victim, signal.SIGKILL)
-            wait_for_log(server, "cause=killed")
-            wait_for(lambda: len(workers_of(server)) == 2 and victim not in workers_of(server), "a new worker")
+            server.wait_for_log("cause=killed")
+            wait_for(lambda: len(server.workers()) == 2 and victim not in server.workers(), "a new worker")
             target = seen.right + 50
             wait_for(lambda: seen.right >= target, "answers")
         # The connections of the killed worker are cut off, and that is all.
         assert sum(seen.errors.values()) <= 8
         assert all("Connection" in error for error in seen.errors), seen.errors
         assert not seen.refused_connections
-        assert survivor in workers_of(server)
+        assert survivor in server.workers()
 
 
 def test_worker_killed_by_a_signal_without_a_name_is_replaced(star_model: Path, client: Client) -> None:
@@ -435,36 +401,36 @@ def test_worker_killed_by_a_signal_without_a_name_is_replaced(star_model: Path, 
 
 def test_hanging_worker_is_killed_and_replaced(star_model: Path) -> None:
     with serve(star_model, "--workers", "1", "--timeout", "1") as server:
-        wait_for_log(server, " ready ")
-        (victim,) = workers_of(server)
+        server.wait_for_log(" ready ")
+        (victim,) = server.workers()
         os.kill(victim, signal.SIGSTOP)
-        wait_for_log(server, "cause=timeout")
-        wait_for(lambda: workers_of(server) not in ([victim], []), "a new worker")
+        server.wait_for_log("cause=timeout")
+        wait_for(lambda: server.workers() not in ([victim], []), "a new worker")
         assert server.request(b"text=great")[0] == 200
 
 
 @plain
 def test_what_a_crashing_worker_writes_is_logged(star_model: Path) -> None:
     with serve(star_model, "--workers", "1", "--log-format", "json") as server:
-        wait_for_log(server, '"ready"')
-        (worker,) = workers_of(server)
+        server.wait_for_log('"ready"')
+        (worker,) = server.workers()
         with open(f"/proc/{worker}/fd/2", "wb", buffering=0) as output:
             output.write(b"terminate called\nClient 7 hit errno 32\n")
-        wait_for_log(server, '"line": "terminate called"')
+        server.wait_for_log('"line": "terminate called"')
         assert b"pyserve_answers_broken_total 1.0" in server.request(b"", "GET", "/metrics")[1]
         os.kill(worker, signal.SIGSEGV)
-        wait_for_log(server, '"cause": "crashed", "exit": "SIGSEGV"')
+        server.wait_for_log('"cause": "crashed", "exit": "SIGSEGV"')
         assert all(json.loads(line) for line in server.read_log().splitlines())
         assert "errno" not in server.read_log()
 
 
 def test_workers_that_die_young_do_not_spin(star_model: Path) -> None:
     with serve(star_model, "--workers", "1") as server:
-        wait_for_log(server, " ready ")
+        server.wait_for_log(" ready ")
         for death in range(1, 5):
-            wait_for(lambda: workers_of(server), "a worker")
-            os.kill(workers_of(server)[0], signal.SIGKILL)
-            wait_for_log(server, "worker ended", death)
+            wait_for(server.workers, "a worker")
+            os.kill(server.workers()[0], signal.SIGKILL)
+            server.wait_for_log("worker ended", death)
         assert "workers die young, the next one waits seconds=1.0" in server.read_log()
         assert server.request(b"text=great")[0] == 200
 
@@ -487,7 +453,7 @@ def test_stop_waits_for_a_request_that_has_begun(star_model: Path, client: Clien
             connection.sendall(request[:-2])
             assert server.request(b"text=great")[0] == 200
             server.process.send_signal(signal.SIGTERM)
-            wait_for(lambda: is_refused(server), "the end of the listener")
+            wait_for(server.is_refused, "the end of the listener")
             connection.sendall(request[-2:])
             reply = read_reply(connection.makefile("rb"))
         assert (reply.status, reply.body) == (200, client(b"text=great").body)
@@ -514,13 +480,13 @@ def test_second_interrupt_stops_at_once(star_model: Path) -> None:
         connection.sendall(form_request(b"great")[:-2])
         assert server.request(b"text=great")[0] == 200
         server.process.send_signal(signal.SIGINT)
-        wait_for_log(server, "stopping")
+        server.wait_for_log("stopping")
         assert server.stop(signal.SIGINT, seconds=5) == 0
 
 
 def kill_arbiter(server: Server) -> None:
     """Kill the arbiter, and wait until its workers have ended by themselves."""
-    workers = workers_of(server)
+    workers = server.workers()
     assert workers
     server.process.kill()
     server.process.wait()
@@ -529,7 +495,7 @@ def kill_arbiter(server: Server) -> None:
 
 def test_workers_end_with_their_arbiter(star_model: Path) -> None:
     with serve(star_model, "--workers", "2") as server:
-        wait_for_log(server, " ready ")
+        server.wait_for_log(" ready ")
         kill_arbiter(server)
 
 
@@ -544,15 +510,15 @@ def test_unix_socket_reloads_and_leaves_nothing_behind(star_model: Path, client:
             return read_reply(connection.makefile("rb")).body
 
     with serve(star_model, "--unix-socket", str(path)) as server:
-        wait_for_log(server, " ready ")
+        server.wait_for_log(" ready ")
         assert ask() == client(b"text=great").body
         server.process.send_signal(signal.SIGHUP)
-        wait_for_log(server, " reloaded ")
+        server.wait_for_log(" reloaded ")
         assert ask() == client(b"text=great").body
         kill_arbiter(server)
     assert path.exists()
     with serve(star_model, "--unix-socket", str(path)) as server:
-        wait_for_log(server, " ready ")
+        server.wait_for_log(" ready ")
         assert ask() == client(b"text=great").body
         assert server.stop() == 0
     assert not path.exists()
@@ -562,13 +528,13 @@ def test_unix_socket_loses_nothing(star_model: Path, expected: dict[bytes, bytes
     """Neither to reloads nor to the end, and a request that has begun is answered."""
     path = tmp_path / "socket"
     with serve(star_model, "--workers", "2", "--unix-socket", str(path)) as server:
-        wait_for_log(server, " ready ")
+        server.wait_for_log(" ready ")
         with load(path, expected, pause=0.01) as seen, socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(10)
             for turn in range(1, 4):
                 wait_for_answers(seen)
                 server.process.send_signal(signal.SIGHUP)
-                wait_for_log(server, "cause=reloaded", 2 * turn)
+                server.wait_for_log("cause=reloaded", 2 * turn)
             assert not seen.errors
             connection.connect(str(path))
             connection.sendall(form_request(b"great")[:-2])

@@ -8,7 +8,6 @@ import pytest
 from tests.load_client import form_request, plain, read_reply
 from tests.server import serve
 from tests.support import Client, resident_bytes
-from tests.test_server_signals import wait_for_log, workers_of
 
 TEXTS = [b"great", b"awful+awful", b"okay", b"love" * 50, b"%F0%9F%98%80+fine", b"a" * 3000]
 
@@ -57,12 +56,12 @@ def test_memory_is_flat_over_a_million_requests(star_model: Path, client: Client
         assert not failures
 
     with serve(star_model, "--workers", "1") as server:
-        wait_for_log(server, " ready ")
-        (worker,) = workers_of(server)
+        server.wait_for_log(" ready ")
+        (worker,) = server.workers()
         ask_from_two_sides(50_000)
         before = resident_bytes(worker)
         ask_from_two_sides(1_000_000)
         grown = resident_bytes(worker) - before
         print(f"grown by {grown} bytes over 1,000,000 requests")
-        assert workers_of(server) == [worker]
+        assert server.workers() == [worker]
         assert grown <= 1 << 20

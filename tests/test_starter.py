@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import fasttext_pybind
 import pytest
 
 from pyserve import Classifier, load_model
 from pyserve.model import verify_model
+from tests.support import load_binding
 
 ROOT = Path(__file__).resolve().parent.parent
 STARTER = ROOT / "models" / "starter.ftz"
@@ -152,7 +152,6 @@ def test_held_out_sentences_are_not_in_the_training_text(training_text: Path) ->
 
 
 def test_starter_is_read_by_fasttext_itself(starter: Classifier) -> None:
-    model = fasttext_pybind.fasttext()
-    model.loadModel(str(STARTER))
+    model = load_binding(STARTER)
     [(confidence, label)] = model.predict("I love this product\n", 1, 0.0, "strict")
     assert [(label.removeprefix("__label__") + " star", confidence)] == starter.predict("I love this product")

@@ -38,5 +38,10 @@ def test_quota_without_control_groups(tmp_path: Path) -> None:
     assert read_quota(tmp_path, tmp_path / "nothing") is None
 
 
-def test_there_is_a_core() -> None:
-    assert count_usable_cores() >= 1
+@pytest.mark.parametrize(("quota", "cores"), [(None, 4), (0.5, 1), (1.5, 1), (3.0, 3), (8.0, 4)])
+def test_cores_are_those_of_affinity_and_quota(
+    monkeypatch: pytest.MonkeyPatch, quota: float | None, cores: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(4)))
+    monkeypatch.setattr("pyserve.server.read_quota", lambda: quota)
+    assert count_usable_cores() == cores

@@ -108,5 +108,5 @@ def test_clients_that_leave_before_the_answer(star_model: Path) -> None:
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 steady.sendall(form_request(b"great"))
                 assert read_reply(stream).status == 200
-        assert "worker exited" not in server.read_log()
+        assert "worker ended" not in server.read_log()
         assert server.stop() == 0
