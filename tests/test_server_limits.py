@@ -209,7 +209,7 @@ def test_answer_that_is_taken_slowly_is_not_cut_off(star_model: Path, event: str
             assert stream.peek(1)
             if event == "reload":
                 server.process.send_signal(signal.SIGHUP)
-                wait_for_log(server, " reloaded ")
+                server.wait_for_log(" reloaded ")
             elif event == "stop":
                 server.process.send_signal(signal.SIGTERM)
             with contextlib.ExitStack() as held:
@@ -222,11 +222,11 @@ def test_answer_that_is_taken_slowly_is_not_cut_off(star_model: Path, event: str
 def test_worker_at_the_connection_limit_ends(star_model: Path) -> None:
     options = ["--workers", "1", "--max-connections", "4", "--request-timeout", "3"]
     with serve(star_model, *options) as server, contextlib.ExitStack() as held:
-        wait_for_log(server, " ready ")
+        server.wait_for_log(" ready ")
         for _ in range(4):
             held.enter_context(server.connect()).sendall(HEAD)
         server.process.send_signal(signal.SIGHUP)
-        wait_for_log(server, "cause=reloaded")
+        server.wait_for_log("cause=reloaded")
         assert "housekeeping" not in server.read_log()
 
 

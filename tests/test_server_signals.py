@@ -391,10 +391,10 @@ def test_killed_worker_is_replaced(star_model: Path, expected: dict[bytes, bytes
 
 def test_worker_killed_by_a_signal_without_a_name_is_replaced(star_model: Path, client: Client) -> None:
     with serve(star_model, "--workers", "1") as server:
-        wait_for_log(server, " ready ")
-        os.kill(*workers_of(server), signal.SIGRTMIN + 6)
-        wait_for_log(server, "exit=signal 40")
-        wait_for(lambda: workers_of(server), "the next worker")
+        server.wait_for_log(" ready ")
+        os.kill(*server.workers(), signal.SIGRTMIN + 6)
+        server.wait_for_log("exit=signal 40")
+        wait_for(server.workers, "the next worker")
         assert server.request(b"text=great") == (200, client(b"text=great").body)
         assert server.stop() == 0
 

@@ -9,7 +9,6 @@ import pytest
 from tests.load_client import form_request, read_reply
 from tests.server import Server, serve
 from tests.support import Client
-from tests.test_server_signals import wait_for_log, workers_of
 
 QUERY = b"POST /inferreview?text=great HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n"
 EXPECT = b"Expect: 100-continue\r\n\r\n"
@@ -22,9 +21,9 @@ REQUEST = form_request(b"great")
 @pytest.fixture(scope="module")
 def server(star_model: Path) -> Iterator[Server]:
     with serve(star_model, "--workers", "1") as running:
-        wait_for_log(running, " ready ")
+        running.wait_for_log(" ready ")
         yield running
-        assert "worker exited" not in running.read_log()
+        assert "worker ended" not in running.read_log()
         assert running.stop() == 0
 
 
@@ -48,10 +47,10 @@ def send_apart(server: Server, parts: list[bytes]) -> bytes:
 @pytest.mark.parametrize("target", [b"/model", b"*", b"x:1/model", b"http://x/inferreview?text=great"])
 def test_connect_ends_the_connection(server: Server, client: Client, target: bytes) -> None:
     for parts in ([GET], [REQUEST], [REQUEST[:40], GET, REQUEST[40:]]):
-        (worker,) = workers_of(server)
+        (worker,) = server.workers()
         received = send_apart(server, [CONNECT % target, *parts])
         assert received.count(b"HTTP/1.1 ") <= 1
-        assert workers_of(server) == [worker]
+        assert server.workers() == [worker]
         assert server.request(b"text=great") == (200, client(b"text=great").body)
 
 
@@ -59,11 +58,11 @@ def test_connect_ends_the_connection(server: Server, client: Client, target: byt
 def test_answer_from_the_query_ends_the_connection(server: Server, client: Client, ask: bytes) -> None:
     expected = client(b"text=great").body
     for parts in ([], [ask, b"\r\n"], [REQUEST], [REQUEST[:40], GET, REQUEST[40:]]):
-        (worker,) = workers_of(server)
+        (worker,) = server.workers()
         received = send_apart(server, [ask, *parts])
         head, _, body = received.partition(b"\r\n\r\n")
         assert (body == expected and b"connection: close" in head.lower()) or received == b""  # or a reset
-        assert workers_of(server) == [worker]
+        assert server.workers() == [worker]
         assert server.request(b"text=great") == (200, expected)
 
 

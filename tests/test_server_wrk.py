@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.server import Server, serve
-from tests.test_server_signals import wait_for, wait_for_log, workers_of
+from tests.support import wait_for
 
 WRK = shutil.which("wrk")
 CONNECTIONS = 64
@@ -67,38 +67,38 @@ def sum_up(pattern: str, output: str) -> int:
 
 def connections_of(server: Server) -> int:
     """How many descriptors the workers have open, but for those of a worker that nobody asks."""
-    return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in workers_of(server))
+    return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in server.workers())
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_reload_costs_wrk_nothing(star_model: Path, tmp_path: Path, workers: str) -> None:
     with serve(star_model, "--workers", workers) as server:
-        wait_for_log(server, " ready ")
+        server.wait_for_log(" ready ")
         with wrk(server, tmp_path) as report:
             for turn in (1, 2):
                 server.process.send_signal(signal.SIGHUP)
-                wait_for_log(server, " reloaded ", turn)
-                wait_for_log(server, "cause=reloaded", turn * int(workers))
+                server.wait_for_log(" reloaded ", turn)
+                server.wait_for_log("cause=reloaded", turn * int(workers))
         assert (report.refused, report.errors) == (0, 0)
         assert report.requests > 1000
 
 
 def test_killed_worker_costs_wrk_its_connections(star_model: Path, tmp_path: Path) -> None:
     with serve(star_model, "--workers", "2") as server:
-        wait_for_log(server, " ready ")
+        server.wait_for_log(" ready ")
         with wrk(server, tmp_path) as report:
-            os.kill(workers_of(server)[0], signal.SIGKILL)
-            wait_for_log(server, "cause=killed")
+            os.kill(server.workers()[0], signal.SIGKILL)
+            server.wait_for_log("cause=killed")
         assert report.refused == 0
         assert report.errors <= CONNECTIONS
         assert report.requests > 1000
-        assert len(workers_of(server)) == 2
+        assert len(server.workers()) == 2
 
 
 def test_stop_under_wrk(star_model: Path, tmp_path: Path) -> None:
     """Errors tell nothing here: wrk goes on to the end of its time, and counts that it cannot connect any more."""
     with serve(star_model, "--workers", "2") as server:
-        wait_for_log(server, " ready ")
+        server.wait_for_log(" ready ")
         with wrk(server, tmp_path) as report:
             assert server.stop() == 0
         assert report.refused == 0
