@@ -90,7 +90,7 @@ load: build $(VENV)/compared ## measure latency and rates beside other servers; 
 load-report: build $(VENV)/compared ## draw the pictures and write the README's section from the last measurement
 	$(BIN)/python -m benchmarks.report $(ARGS)
 
-compare: build $(VENV)/compared ## compare the greatest rate with the article's server and the floor
+compare: build $(VENV)/compared ## compare the greatest rate with the article's server and plain bjoern
 	$(BIN)/python -m benchmarks.compare $(ARGS)
 
 wheel: build ## put a wheel and an sdist into dist/
