@@ -3,11 +3,14 @@
 // bjoern reaches libev through its table of imported functions. Two entries of that table are replaced, those that start
 // and stop a watcher.
 //
-// Answers are written at once: to answer, bjoern stops a connection's reading watcher, starts it as a writing one, has it
-// called on the loop's next turn, and swaps it back; two calls of epoll_ctl for an answer that a socket nearly always
-// takes as it is. Where the gate has announced an answer, the start of the writing watcher first calls the watcher, by
-// libev's own rules an ordinary callback; the watcher starts only where the answer was not taken whole. What was not
-// announced goes its old way.
+// Answers are written within the turn of the loop that made them: to answer, bjoern stops a connection's reading
+// watcher, starts it as a writing one, has it called on the loop's next turn, and swaps it back; two calls of epoll_ctl
+// for an answer that a socket nearly always takes as it is. Where the gate has announced an answer, the writing watcher
+// is not started but called, by libev's own rules an ordinary callback, before the loop polls again. It starts only
+// where the answer was not taken whole. What was not announced goes its old way.
+//
+// PERF: the answers of a turn are written together, since each by itself would push the model's tables out of the caches
+// (benchmarks/compare.py, reviews).
 //
 // What a connection does is noted: when it was accepted, read from, and done with an answer. A Unix socket tells nothing
 // of that by itself.
@@ -40,16 +43,25 @@ typedef struct {
     bool writing;  // whether something waits to be taken
 } connection_notes;
 
+// Answers that wait for each other. libev polls for as many events at first.
+enum { MOST_WAITING = 64 };
+
 static watcher_function *libev_io_start, *libev_io_stop;
+static void (*libev_prepare_start)(struct ev_loop *, ev_prepare *);
+static void (*libev_unref)(struct ev_loop *);
 static bool answer_announced;
-static const ev_io *answering;  // the watcher of the announced answer, until that is written or has to wait
-static bool answer_left;  // whether bjoern is done with the answer; the watcher may not exist any more
+static const ev_io *answering;  // the watcher of the announced answer, from its stop to its start
+static ev_io *waiting[MOST_WAITING];  // the watchers of answers to be written; stopped, so that nothing ends them
+static int waiting_number;
+static const ev_io *written;  // the watcher whose answer is being written
+static bool answer_left;  // whether bjoern is done with that answer; the watcher may not exist any more
+static ev_prepare before_poll;
 static const ev_io *acceptor;  // the listener's watcher, the first to be started
 static bool accepting;
 static connection_notes *notes;  // by descriptor
 static int notes_size;
 
-// Have the answer that is returned to bjoern next written at once. Every return to bjoern ends in a stop of the
+// Have the answer that is returned to bjoern next written within this turn. Every return to bjoern ends in a stop of the
 // reading watcher, so the announcement cannot be left over for another connection.
 static inline void announce_answer(void) {
     answer_announced = libev_io_start != NULL;
@@ -103,33 +115,60 @@ static void stop_watcher(struct ev_loop *loop, ev_io *watcher) {
         if (notes_of(watcher->fd) != NULL) {
             notes[watcher->fd].answered = true;
         }
-    } else if (watcher == answering) {
+    } else if (watcher == written) {
         answer_left = true;
     }
     libev_io_stop(loop, watcher);
 }
 
+static void start_writing(struct ev_loop *loop, ev_io *watcher) {
+    if (notes_of(watcher->fd) != NULL) {
+        notes[watcher->fd].writing = true;
+    }
+    libev_io_start(loop, watcher);
+}
+
+// Write the answers that wait.
+static void write_answers(struct ev_loop *loop) {
+    for (int i = 0; i < waiting_number; i++) {
+        ev_io *watcher = waiting[i];
+        written = watcher;
+        answer_left = false;
+        ev_cb(watcher)(loop, watcher, EV_WRITE);
+        written = NULL;
+        if (!answer_left) {
+            start_writing(loop, watcher);
+        }
+    }
+    waiting_number = 0;
+}
+
+static void write_before_poll(struct ev_loop *loop, ev_prepare *watcher, int events) {
+    write_answers(loop);
+}
+
 static void start_watcher(struct ev_loop *loop, ev_io *watcher) {
     if (watcher->events & EV_READ) {
+        if (acceptor == NULL) {
+            ev_prepare_init(&before_poll, write_before_poll);
+            libev_prepare_start(loop, &before_poll);
+            libev_unref(loop);  // it does not keep the loop alive
+        }
         note_start(watcher);
-        if (watcher == answering) {
+        if (watcher == written) {
             // epoll has not been told otherwise: the same descriptor with the same events.
             watcher->events &= ~EV__IOFDSET;
         }
+        libev_io_start(loop, watcher);
+    } else if (watcher == answering) {
+        answering = NULL;
+        waiting[waiting_number++] = watcher;
+        if (waiting_number == MOST_WAITING) {
+            write_answers(loop);
+        }
     } else {
-        if (watcher == answering) {
-            answer_left = false;
-            ev_cb(watcher)(loop, watcher, EV_WRITE);
-            answering = NULL;
-            if (answer_left) {
-                return;
-            }
-        }
-        if (notes_of(watcher->fd) != NULL) {
-            notes[watcher->fd].writing = true;
-        }
+        start_writing(loop, watcher);
     }
-    libev_io_start(loop, watcher);
 }
 
 // The entries that a loader fills in for a function that a library calls.
@@ -225,11 +264,13 @@ static bool replace_watcher_calls(PyObject *server_run) {
     }
     void **start = find_import((const struct link_map *)library, "ev_io_start");
     void **stop = find_import((const struct link_map *)library, "ev_io_stop");
+    libev_prepare_start = (void (*)(struct ev_loop *, ev_prepare *))dlsym(library, "ev_prepare_start");
+    libev_unref = (void (*)(struct ev_loop *))dlsym(library, "ev_unref");
     int (*version)(void) = (int (*)(void))dlsym(library, "ev_version_major");
     watcher_function *old_start = (watcher_function *)dlsym(library, "ev_io_start");
     watcher_function *old_stop = (watcher_function *)dlsym(library, "ev_io_stop");
-    if (start == NULL || stop == NULL || old_start == NULL || old_stop == NULL || version == NULL ||
-        version() != EV_VERSION_MAJOR) {
+    if (start == NULL || stop == NULL || old_start == NULL || old_stop == NULL || libev_prepare_start == NULL ||
+        libev_unref == NULL || version == NULL || version() != EV_VERSION_MAJOR) {
         dlclose(library);
         return false;
     }

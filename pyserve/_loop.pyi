@@ -6,7 +6,7 @@ from typing import Any, Final
 __pyx_capi__: Final[dict[str, object]]
 
 def take_over(server_run: Callable[..., Any], version: tuple[int, ...]) -> bool:
-    """Have answers that are announced written at once, not on the loop's next turn, and what connections do noted.
+    """Have answers that are announced written in the loop's turn, not in its next, and what connections do noted.
 
     Args:
         server_run: bjoern's function of that name.

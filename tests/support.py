@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -151,3 +152,13 @@ def resident_bytes(pid: int | str = "self") -> int:
     """The resident memory of a process."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def preload(folder: Path, source: str) -> str:
+    """Compile C functions that take the place of a library's. Return a value of LD_PRELOAD for a process with them."""
+    path = folder / "preloaded.c"
+    path.write_text(source)
+    library = path.with_suffix(".so")
+    compiler = os.environ.get("CXX", "g++")
+    subprocess.run([compiler, "-xc", "-shared", "-fPIC", "-o", library, path, "-ldl"], check=True)
+    return f"{os.environ.get('LD_PRELOAD', '')} {library}".strip()

@@ -6,7 +6,6 @@ import os
 import resource
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ import pytest
 
 from tests.load_client import form_request, load, plain, read_reply
 from tests.server import Server, patch_program, serve
-from tests.support import Client, deadline, resident_bytes, wait_for
+from tests.support import Client, deadline, preload, resident_bytes, wait_for
 
 HEAD = b"POST /inferreview HTTP/1.1\r\nHost: x\r\n"
 
@@ -66,10 +65,7 @@ def impatient(
             if request.param == "unix":
                 options += ["--unix-socket", str(folder / "socket")]
             elif request.param == "old kernel":
-                (folder / "old.c").write_text(OLD_KERNEL)
-                library = folder / "old.so"
-                subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, folder / "old.c", "-ldl"], check=True)
-                patch.setenv("LD_PRELOAD", f"{os.environ.get('LD_PRELOAD', '')} {library}".strip())
+                patch.setenv("LD_PRELOAD", preload(folder, OLD_KERNEL))
             running = stack.enter_context(serve(star_model, *options))
         running.wait_for_log(" ready ")
         yield running
