@@ -1,8 +1,9 @@
 """A bjoern event loop as a gunicorn worker; the only importer of bjoern.
 
 bjoern does the work, and what it lacks is added from outside: bodies with a limit (``_body``), a gate in front of the
-application (``_gate``), answers written without a turn of the loop (``_loop``) and, on a timer signal whose handler runs between the
-callbacks of the loop or within the application's Python code, limits on its connections (``_connections``).
+application (``_gate``), answers written without a turn of the loop (``_loop``) and limits on its connections
+(``_connections``), which are looked after on a timer signal; its handler runs between the callbacks of the loop or within
+the application's Python code.
 """
 
 import logging
