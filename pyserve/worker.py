@@ -2,8 +2,8 @@
 
 bjoern does the work, and what it lacks is added from outside: bodies with a limit (``_body``), a gate in front of the
 application (``_gate``), answers written without a turn of the loop (``_loop``) and limits on its connections
-(``_connections``), which are looked after on a timer signal; its handler runs between the callbacks of the loop or within
-the application's Python code.
+(``_connections``), which are looked after on a timer signal; its handler runs between the callbacks of the loop or
+within the application's Python code.
 """
 
 import logging
