@@ -16,7 +16,7 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 
 from pyserve._counters cimport ROUTE_OTHER, Block, status_index
-from pyserve._loop cimport Activity, activity_of
+from pyserve._loop cimport Activity, activity_of, count_bare_errors
 from pyserve._metrics cimport Metrics
 
 cdef extern from "dirent.h" nogil:
@@ -169,6 +169,7 @@ cdef class Watch:
         elif self.paused and not draining:
             self._listen(True)
         self._block.open_connections = <uint64_t>self.open
+        count_bare_errors(self._block)
         return self.open
 
     def stop_accepting(self) -> None:

@@ -30,8 +30,8 @@ from libc.stdlib cimport calloc, free
 
 from pyserve._body cimport Body
 from pyserve._counters cimport (
-    LABEL_COUNT, ROUTE_INFER, ROUTE_OTHER, STATE_DRAINING, STATE_READY, Block,
-    Recorder, Route, now_ticks, observe, status_index,
+    HEADER, LABEL_COUNT, LENGTH, MEMORY, NO_LIMITS, NO_PATH, PIPELINED, ROUTE_INFER, ROUTE_OTHER, STATE_DRAINING,
+    STATE_READY, TRANSFER_ENCODING, Block, Recorder, Route, now_ticks, observe, status_index,
 )
 from pyserve._inference cimport Classifier
 from pyserve._loop cimport announce_answer
@@ -61,9 +61,6 @@ cdef extern from "bjoern_request.h":
 
 logger = logging.getLogger("pyserve")
 access_logger = logging.getLogger("pyserve.access")
-
-cdef enum Refusal:  # the order of _metrics.REFUSED
-    PIPELINED, LENGTH, TRANSFER_ENCODING, MEMORY, NO_PATH, NO_LIMITS, HEADER
 
 cdef tuple CLOSE = ("connection", "close")
 cdef str REQUEST_ID = "x-request-id"

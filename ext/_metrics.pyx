@@ -26,7 +26,7 @@ BOUNDS = (
 ROUTES = ("/inferreview", "/model", "/livez", "/readyz", "/metrics", "other")
 STATUSES = ("200", "400", "404", "405", "406", "408", "413", "415", "500", "503", "other", "other_5xx")
 # Why a request was refused before it reached a responder.
-REFUSED = ("pipelined", "length", "transfer_encoding", "memory", "no_path", "no_limits", "header")
+REFUSED = ("pipelined", "length", "transfer_encoding", "memory", "no_path", "no_limits", "header", "malformed")
 # Why a connection was closed that the client might have kept.
 CLOSED = ("request_timeout", "idle", "answer_timeout", "body_too_large", "connection_limit", "drained")
 # Why a worker ended.

@@ -12,6 +12,8 @@
 // PERF: the answers of a turn are written together, since each by itself would push the model's tables out of the caches
 // (benchmarks/compare.py, reviews).
 //
+// The errors that bjoern answers by itself, without a body, become those of the service.
+//
 // What a connection does is noted: when it was accepted, read from, and done with an answer. A Unix socket tells nothing
 // of that by itself.
 #ifndef PYSERVE_BJOERN_LOOP_H
@@ -46,6 +48,26 @@ typedef struct {
 // Answers that wait for each other. libev polls for as many events at first.
 enum { MOST_WAITING = 64 };
 
+// What bjoern answers by itself, and what takes its place.
+typedef struct {
+    const char *bare;
+    int status;
+    const char *line;
+    const char *message;
+    PyObject *reply;
+    uint64_t number;  // of those written since it was asked last
+} bare_error;
+
+enum { BARE_ERRORS = 4 };
+static bare_error bare_errors[BARE_ERRORS] = {
+    {"HTTP/1.1 400 Bad Request\r\n\r\n", 400, "400 Bad Request", "the request is not well-formed HTTP/1.1", NULL, 0},
+    {"HTTP/1.1 406 Length Required\r\n\r\n", 411, "411 Length Required", "a body needs a Content-Length", NULL, 0},
+    {"HTTP/1.1 417 Expectation Failed\r\n\r\n", 417, "417 Expectation Failed",
+     "the only expectation allowed is 100-continue", NULL, 0},
+    {"HTTP/1.1 500 Internal Server Error\r\n\r\n", 500, "500 Internal Server Error",
+     "An internal server error has occurred", NULL, 0},
+};
+
 static watcher_function *libev_io_start, *libev_io_stop;
 static void (*libev_prepare_start)(struct ev_loop *, ev_prepare *);
 static void (*libev_unref)(struct ev_loop *);
@@ -65,6 +87,14 @@ static int notes_size;
 // reading watcher, so the announcement cannot be left over for another connection.
 static inline void announce_answer(void) {
     answer_announced = libev_io_start != NULL;
+}
+
+// Return how often an error of bjoern's own was written since this was asked last, and its status.
+static inline uint64_t take_bare_error(int which, int *status) {
+    uint64_t number = bare_errors[which].number;
+    bare_errors[which].number = 0;
+    *status = bare_errors[which].status;
+    return number;
 }
 
 // Return what is known of a connection, or NULL.
@@ -121,6 +151,28 @@ static void stop_watcher(struct ev_loop *loop, ev_io *watcher) {
     libev_io_stop(loop, watcher);
 }
 
+// In words of a pointer, from a watcher on within its request.
+enum { WATCHER_CLIENT_FD = 7, WATCHER_CURRENT_CHUNK = 12 };
+
+// Replace what bjoern is about to write on a connection, where it is one of its own errors. Needs the GIL.
+static void replace_error(ev_io *watcher) {
+    void **request = (void **)watcher;
+    PyObject **chunk = (PyObject **)&request[WATCHER_CURRENT_CHUNK];
+    int client;
+    memcpy(&client, &request[WATCHER_CLIENT_FD], sizeof(int));
+    if (client != watcher->fd || *chunk == NULL || !PyBytes_CheckExact(*chunk)) {
+        return;
+    }
+    for (int i = 0; i < BARE_ERRORS; i++) {
+        if (bare_errors[i].reply != NULL && strcmp(PyBytes_AS_STRING(*chunk), bare_errors[i].bare) == 0) {
+            Py_INCREF(bare_errors[i].reply);
+            Py_SETREF(*chunk, bare_errors[i].reply);
+            bare_errors[i].number++;
+            return;
+        }
+    }
+}
+
 static void start_writing(struct ev_loop *loop, ev_io *watcher) {
     if (notes_of(watcher->fd) != NULL) {
         notes[watcher->fd].writing = true;
@@ -167,6 +219,7 @@ static void start_watcher(struct ev_loop *loop, ev_io *watcher) {
             write_answers(loop);
         }
     } else {
+        replace_error(watcher);
         start_writing(loop, watcher);
     }
 }
@@ -273,6 +326,16 @@ static bool replace_watcher_calls(PyObject *server_run) {
         libev_unref == NULL || version == NULL || version() != EV_VERSION_MAJOR) {
         dlclose(library);
         return false;
+    }
+    for (int i = 0; i < BARE_ERRORS; i++) {
+        bare_error *error = &bare_errors[i];
+        error->reply = PyBytes_FromFormat(
+            "HTTP/1.1 %s\r\ncontent-length: %zd\r\ncontent-type: application/json\r\nConnection: close\r\n\r\n"
+            "{\"Error\":\"%s\"}",
+            error->line, (Py_ssize_t)(strlen(error->message) + strlen("{\"Error\":\"\"}")), error->message);
+        if (error->reply == NULL) {
+            PyErr_Clear();  // this one stays bare
+        }
     }
     libev_io_stop = old_stop;
     if (!replace_import(stop, stop_watcher)) {

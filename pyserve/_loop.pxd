@@ -1,5 +1,7 @@
 from libc.stdint cimport uint64_t
 
+from pyserve._counters cimport Block
+
 cdef struct Activity:
     # What is known of a client's connection.
     bint known  # nothing is where the loop was not taken over
@@ -9,3 +11,4 @@ cdef struct Activity:
 
 cdef void announce_answer() noexcept nogil
 cdef Activity activity_of(int descriptor) noexcept nogil
+cdef void count_bare_errors(Block* block) noexcept nogil

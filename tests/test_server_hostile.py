@@ -163,7 +163,18 @@ def test_success_has_no_request_id_of_ours(server: Server) -> None:
 def test_odd_requests(server: Server, client: Client, sent: bytes, status: int) -> None:
     received = talk_then_half_close(server, sent)
     assert int(received.split()[1]) == status
+    if status >= 400:
+        head, _, body = received.partition(b"\r\n\r\n")
+        assert list(json.loads(body)) == ["Error"]
+        assert b"content-length: %d\r\n" % len(body) in head
     assert server.request(b"text=great") == (200, client(b"text=great").body)
+
+
+def test_malformed_requests_are_counted(server: Server) -> None:
+    before = server.refused_for("malformed")
+    for _ in range(3):
+        assert b"well-formed" in talk_then_half_close(server, b"\0" * 100)
+    wait_for(lambda: server.refused_for("malformed") >= before + 3, "the count")
 
 
 @pytest.mark.parametrize(
