@@ -783,7 +783,7 @@ def break_down(results: dict[str, Any]) -> list[dict[str, Any]]:
                     "total_us": round(total, 2),
                     "floor_us": round(floor, 2),
                     "model_us": round(model, 2),
-                    "own_us": round(total - floor - model, 2),
+                    "own_us": round(total - floor - model, 2) or 0.0,
                 }
             )
     return parts

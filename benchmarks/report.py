@@ -211,6 +211,10 @@ def render_notes(results: Results) -> list[str]:
             "lower bound. Its own share of that time is what plain bjoern's and the model's leave; where they leave "
             "nothing, it is shown as 0 and plain bjoern's share as less than was measured."
         )
+        notes.append(
+            "The model's share is what it takes in a tight loop. What it takes longer between requests, when others "
+            "have used the caches, counts as the server's own."
+        )
     if results["capacity"]:
         limit = min(one["limit_ms"] for one in results["capacity"])
         notes.append(
